@@ -1,0 +1,73 @@
+"""Multi-layer perceptrons: x ↦ W_d a(… a(W_1 x + b_1) …) + b_d with an activation a between the layers."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from companion.nn.embeddings import batch_time
+
+
+class MLP(nn.Sequential):
+    """`depth` hidden layers of `width` units, each followed by the activation, then a linear layer.
+
+    Args:
+        dim_in: length of the input.
+        dim_out: length of the output.
+        width: units of a hidden layer.
+        depth: number of hidden layers; 0 is a linear map.
+        activation: makes an activation module.
+    """
+
+    def __init__(
+        self,
+        dim_in: int,
+        dim_out: int,
+        *,
+        width: int = 64,
+        depth: int = 3,
+        activation: Callable[[], nn.Module] = nn.SELU,
+    ):
+        widths = [dim_in, *[width] * depth]
+        hidden = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), activation())]
+        super().__init__(*hidden, nn.Linear(widths[-1], dim_out))
+
+
+class VelocityMLP(nn.Module):
+    """A vector field on points, v(t, x), as an MLP that sees the time as one more coordinate.
+
+    Args:
+        dim: length of a point.
+        width: units of a hidden layer.
+        depth: number of hidden layers.
+        activation: makes an activation module.
+        embedding: replaces the bare time by features of it: maps (batch,) to (batch, dim_embedding).
+        dim_embedding: length of these features.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        width: int = 64,
+        depth: int = 3,
+        activation: Callable[[], nn.Module] = nn.SELU,
+        embedding: nn.Module | None = None,
+        dim_embedding: int = 1,
+    ):
+        super().__init__()
+        self.dim = dim
+        self.embedding = embedding
+        self.net = MLP(dim + dim_embedding, dim, width=width, depth=depth, activation=activation)
+
+    def forward(
+        self, t: Float[Tensor, "*batch_or_scalar"], x: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch dim"]:
+        """The velocity at time `t`, () or (batch,), at the points `x`."""
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"VelocityMLP: received x of shape {tuple(x.shape)}; it must be (batch, {self.dim})")
+        t = batch_time("VelocityMLP", t, x)
+        features = t[:, None] if self.embedding is None else self.embedding(t)
+        return self.net(torch.cat([x, features], dim=1))

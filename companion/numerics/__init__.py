@@ -1,0 +1,1 @@
+"""Numerics: solvers of differential equations, derivatives of fields, optimal transport, probability paths."""

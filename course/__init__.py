@@ -1,0 +1,1 @@
+"""Tooling of the course: the `course` command. `companion` never imports it."""
