@@ -144,10 +144,9 @@ def _renewed(mine: NotebookNode, new: NotebookNode) -> NotebookNode:
 
 
 def _as_own(mine: NotebookNode, key: str) -> NotebookNode:
-    """The student's version of a cell as one of his own: no later merge takes it for the chapter's."""
+    """The student's version of a cell under an id of its own; its name stays, for when he deletes the chapter's."""
     cell = copy.deepcopy(mine)
     cell["id"] = f"{key[:40]}-mine-{_digest(mine.source)}"
-    cell.metadata.pop("name", None)
     cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), "kept"})
     return cell
 

@@ -1,12 +1,13 @@
-// Live figures on a page without a kernel: find the widget state that the notebook carries, give each figure a model that
-// remembers values and tells of changes, and let the figure's own module draw. Numbers come from the site's own files.
+// Live figures on a page without a kernel: find the widget state that the notebook carries, give each figure a model
+// that remembers values and tells of changes, and let the figure's own module draw. Numbers come from the site's files.
 
 const STATE = 'script[type="application/vnd.jupyter.widget-state+json"]';
 const VIEW = 'script[type="application/vnd.jupyter.widget-view+json"]';
 const OURS = "LiveFigure";
 const HERE = new URL("./", import.meta.url).href; // …/_static/
 
-const states = Object.assign({}, ...[...document.querySelectorAll(STATE)].map((script) => JSON.parse(script.textContent).state));
+const parsed = [...document.querySelectorAll(STATE)].map((script) => JSON.parse(script.textContent).state);
+const states = Object.assign({}, ...parsed);
 const modules = {};
 const styles = new Set();
 

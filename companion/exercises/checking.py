@@ -253,7 +253,7 @@ class _Value:
         return _Value("tensor", torch.tensor(data, dtype=torch.float64).reshape(shape), shape, str(raw["dtype"]))
 
     def equals(self, other: "_Value", atol: float, rtol: float) -> bool:
-        if self.kind != other.kind or self.kind in ("error", "unanswered"):
+        if self.kind != other.kind:
             return False
         if self.kind == "tensor":
             same_shape = self.shape == other.shape

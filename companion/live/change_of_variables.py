@@ -45,27 +45,29 @@ class Shape:
     h: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     branches: Callable[[Tensor], list[tuple[Tensor, Tensor]]]
-    start: float = 0.0  # the image of (start, 1) is the image of (0, 1)
+    image: Callable[[Tensor], Tensor]  # runs through the image of h once, slowly where the density is infinite
 
 
 SHAPES = {
-    "line": Shape("straight, z", lambda z: z, torch.ones_like, lambda y: [(y, torch.ones_like(y))]),
-    "square": Shape("square, z²", lambda z: z**2, lambda z: 2 * z, lambda y: [(y.sqrt(), 0.5 / y.sqrt())]),
-    "root": Shape("root, √z", lambda z: z.sqrt(), lambda z: 0.5 / z.sqrt(), lambda y: [(y**2, 2 * y)]),
+    "line": Shape("straight, z", lambda z: z, torch.ones_like, lambda y: [(y, torch.ones_like(y))], lambda e: e),
+    "square": Shape(
+        "square, z²", lambda z: z**2, lambda z: 2 * z, lambda y: [(y.sqrt(), 0.5 / y.sqrt())], lambda e: e**2
+    ),
+    "root": Shape("root, √z", lambda z: z.sqrt(), lambda z: 0.5 / z.sqrt(), lambda y: [(y**2, 2 * y)], lambda e: e),
     "fold": Shape(
         "fold, (2z − 1)²: two to one",
         lambda z: (2 * z - 1) ** 2,
         lambda z: 4 * (2 * z - 1),
         lambda y: [((1 - y.sqrt()) / 2, 0.25 / y.sqrt()), ((1 + y.sqrt()) / 2, 0.25 / y.sqrt())],
-        start=0.5,
+        lambda e: e**2,
     ),
 }
 
 
 def _pushforward(shape: Shape) -> Callable[..., dict[str, Tensor]]:
     def evaluate(a: Tensor, b: Tensor, base: Tensor, at: Tensor, z: Tensor, edges: Tensor, levels: Tensor):
-        y = shape.h(shape.start + (1 - shape.start) * edges)
-        middle, width = (y[1:] + y[:-1]) / 2, y[1:] - y[:-1]  # cells of the image, fine where the map turns
+        y, middle = shape.image(edges), shape.image((edges[1:] + edges[:-1]) / 2)
+        width = y[1:] - y[:-1]
         branches = shape.branches(middle)
         without = sum(_base(base, z_b) for z_b, _ in branches)
         density = sum(_base(base, z_b) * slope / a.abs() for z_b, slope in branches)
@@ -130,6 +132,7 @@ def pushforward() -> LiveFigure:
     """The figure of section 1: a strip of probability goes up to the map and across to the density of x."""
     return LiveFigure(
         name="pushforward",
+        columns=2,
         title="Probability does not move, length does",
         description=(
             "The base density at the bottom is {base}; the map above it is x = b + a·h(z) with h {shape}, a = {a}, "
@@ -234,7 +237,7 @@ def shear(u: Tensor, s: Tensor) -> tuple[Tensor, Columns]:
 
 def swirl(u: Tensor, s: Tensor) -> tuple[Tensor, Columns]:
     """Rings turn by an angle that grows with their radius: wild, and every area stays."""
-    v, rate = u - 0.5, 8 * s
+    v, rate = u - 0.5, 5 * s
     x, y = v[..., 0], v[..., 1]
     c, d = torch.cos(rate * (x**2 + y**2)), torch.sin(rate * (x**2 + y**2))
     p, q = x * c - y * d, x * d + y * c  # the turned point; turning it further moves it by (−q, p)

@@ -1,5 +1,5 @@
-// The front end of every live figure: it draws, has controls and repeats steps. It holds no formula: numbers come from an
-// engine `evaluate(graph, inputs) -> outputs`, which is torch in the kernel, or ONNX Runtime on a page without one.
+// The front end of every live figure: it draws, has controls and repeats steps. It holds no formula: numbers come from
+// an engine `evaluate(graph, inputs) -> outputs`, which is torch in the kernel, or ONNX Runtime on a page without one.
 // Tensors are {shape: number[], data: Float32Array}. The same module runs in JupyterLab and from embedded widget state.
 
 const PATIENCE = 200; // ms that a computation may run on when newer values wait
@@ -37,7 +37,10 @@ function decimalsOf(step) {
 
 /** A number with `digits` significant digits, in plain notation where that is readable. */
 function significant(value, digits) {
-  if (!Number.isFinite(value)) return Number.isNaN(value) ? "undefined" : withMinus(String(value)).replace("Infinity", "∞");
+  if (Number.isNaN(value)) return "not a number";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  const isCount = Number.isInteger(value) && Math.abs(value) >= 10 && Math.abs(value) < 1e6;
+  if (isCount) return withMinus(String(value));
   const size = value === 0 ? 0 : Math.floor(Math.log10(Math.abs(value)));
   const text = size < -4 || size > 6 ? value.toExponential(digits - 1) : value.toFixed(clamp(digits - 1 - size, 0, 12));
   return withMinus(text);
@@ -61,7 +64,7 @@ function unpack(buffer, index) {
 
 // --- engines ---------------------------------------------------------------------------------------------------------
 
-/** Ask the kernel. Constants stay there; an answer is matched to its question by id, since all views hear all answers. */
+/** Ask the kernel. Constants stay there; an answer finds its question by id, since all views hear all answers. */
 function kernelEngine(model, spec) {
   const waiting = new Map();
   const own = Math.random().toString(36).slice(2);
@@ -71,8 +74,9 @@ function kernelEngine(model, spec) {
     if (!question) return;
     waiting.delete(content.id);
     if (content.error) question.reject(new Error(content.error));
-    else question.resolve(Object.fromEntries(content.outputs.map((entry, i) => [entry.name, received(entry.shape, buffers[i])])));
+    else question.resolve(Object.fromEntries(content.outputs.map((entry, i) => named(entry, buffers[i]))));
   };
+  const named = ({ name, shape }, view) => [name, received(shape, view)];
   const received = (shape, view) => {
     const bytes = view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength);
     return { shape, data: new Float32Array(bytes) };
@@ -372,7 +376,8 @@ function track(mark, get) {
   const flat = history.tensors[0].shape.at(-1) !== 2;
   const n = product(history.tensors[0].shape) / (flat ? 1 : 2);
   const times = history.tensors.length;
-  if (!flat) return { times, n, x: (k, i) => history.tensors[k].data[2 * i], y: (k, i) => history.tensors[k].data[2 * i + 1] };
+  const pair = (axis) => (k, i) => history.tensors[k].data[2 * i + axis];
+  if (!flat) return { times, n, x: pair(0), y: pair(1) };
   const [from, to] = mark.span;
   return { times, n, x: (k) => from + (to - from) * history.times[k], y: (k, i) => history.tensors[k].data[i] };
 }
@@ -640,7 +645,8 @@ const CONTROLS = {
   },
   toggle(figure, control) {
     const input = make("input", { type: "checkbox", change: () => figure.change(control.name, input.checked) });
-    return { element: make("div", {}, make("label", {}, input, control.label)), show: (value) => { input.checked = value; } };
+    const show = (value) => { input.checked = value; };
+    return { element: make("div", {}, make("label", {}, input, control.label)), show };
   },
   point(figure, control) {
     const panel = figure.spec.panels[control.panel];
@@ -669,7 +675,8 @@ function radios(figure, control) {
     type: "radio", name: figure.id(control.name), value: key, change: () => figure.change(control.name, key),
   }));
   const labels = control.options.map(([, text], i) => make("label", {}, inputs[i], make("span", {}, text)));
-  const element = make("fieldset", { class: "live-radios" }, make("legend", {}, control.label), make("div", {}, ...labels));
+  const legend = make("legend", {}, control.label);
+  const element = make("fieldset", { class: "live-radios" }, legend, make("div", {}, ...labels));
   return { element, show: (value) => inputs.forEach((input) => { input.checked = input.value === value; }) };
 }
 
@@ -677,7 +684,8 @@ function menu(figure, control) {
   const id = figure.id(control.name);
   const options = control.options.map(([key, text]) => make("option", { value: key }, text));
   const select = make("select", { id, change: () => figure.change(control.name, select.value) }, ...options);
-  return { element: make("div", {}, make("label", { for: id }, control.label), select), show: (value) => { select.value = value; } };
+  const show = (value) => { select.value = value; };
+  return { element: make("div", {}, make("label", { for: id }, control.label), select), show };
 }
 
 // --- the figure ------------------------------------------------------------------------------------------------------
@@ -689,7 +697,8 @@ class Figure {
     this.values = structuredClone(model.get("values"));
     this.constants = unpack(model.get("constants"), this.spec.constants);
     this.prefix = `live-${Math.random().toString(36).slice(2, 8)}`;
-    this.engine = model.companionStatic ? runtimeEngine(model.companionStatic, this.spec) : kernelEngine(model, this.spec);
+    const base = model.companionStatic; // where a page without a kernel keeps its files
+    this.engine = base ? runtimeEngine(base, this.spec) : kernelEngine(model, this.spec);
     this.position = Infinity; // the step that is shown, of result.total
     this.working = false;
     this.begun = new Promise((resolve) => { this.begin = resolve; });
@@ -717,12 +726,15 @@ class Figure {
     this.status = make("p", { class: "live-status", role: "status" });
     this.note = make("span", { class: "live-note" });
     const numbers = this.readouts.map(({ readout, cell }) => make("div", {}, make("dt", {}, readout.label), cell));
-    const reset = make("button", { type: "button", class: "live-button live-reset", click: () => this.reset() }, "Reset");
+    const button = { type: "button", class: "live-button live-reset", click: () => this.reset() };
+    const reset = make("button", button, "Reset");
+    const panels = make("div", { class: "live-panels" }, ...this.panels.map((panel) => panel.element));
+    panels.style.setProperty("--live-share", `calc((100% - ${spec.columns - 1}rem) / ${spec.columns} - 1px)`);
     this.root = make(
       "section", { class: "live-figure", "aria-labelledby": this.id("title"), "data-figure": spec.name },
       make("p", { class: "live-title", id: this.id("title") }, spec.title),
       make("div", { class: "live-controls" }, ...Object.values(this.controls).map((entry) => entry.element), reset),
-      make("div", { class: "live-panels" }, ...this.panels.map((panel) => panel.element)),
+      panels,
       ...(spec.repeat?.scrub ? [this.buildScrubber()] : []),
       ...(spec.readouts.length ? [make("dl", { class: "live-readouts" }, ...numbers)] : []),
       this.description,
@@ -741,7 +753,8 @@ class Figure {
     const switchOver = () => (this.playing ? this.stop() : this.play());
     const play = make("button", { type: "button", class: "live-button live-play", click: switchOver }, "Play");
     this.scrubber = { input, output, play };
-    return make("div", { class: "live-scrub live-control", "data-scrub": "" }, play, make("label", { for: id }, "shown step"), input, output);
+    const label = make("label", { for: id }, "shown step");
+    return make("div", { class: "live-scrub live-control", "data-scrub": "" }, play, label, input, output);
   }
 
   // -- values

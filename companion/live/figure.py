@@ -44,6 +44,7 @@ class LiveFigure(anywidget.AnyWidget):
         readouts: numbers shown below the panels.
         repeat: let the front end call ``evaluate`` several times and feed outputs back.
         select: names of the Choices that pick the function.
+        columns: at most so many panels stand side by side; fewer where the page is narrow.
 
     Raises:
         ValueError: a name is unknown or used twice, a shape does not fit, a function returns other outputs than its
@@ -69,6 +70,7 @@ class LiveFigure(anywidget.AnyWidget):
         readouts: Sequence[Readout] = (),
         repeat: Repeat | None = None,
         select: Sequence[str] | str = (),
+        columns: int = 3,
     ) -> None:
         require(is_kebab(name), "LiveFigure(name)", repr(name), "kebab-case: it names a folder")
         self.controls = {control.name: control for control in _distinct(name, controls)}
@@ -77,6 +79,7 @@ class LiveFigure(anywidget.AnyWidget):
         self.repeat = repeat
         self.select = (select,) if isinstance(select, str) else tuple(select)
         self.inputs = {key: _constant(name, key, value) for key, value in (inputs or {}).items()}
+        require(columns >= 1, f"LiveFigure({name!r}, columns)", columns, "at least one")
         self._name = name
         checking.check_controls(self)
         checking.check_inputs(self)
@@ -89,7 +92,9 @@ class LiveFigure(anywidget.AnyWidget):
         require(
             len(packed) <= MAX_BYTES, f"LiveFigure({name!r}, inputs)", f"{len(packed)} bytes", f"at most {MAX_BYTES}"
         )
-        super().__init__(spec=self._spec(title, description, index), constants=packed, values=self.default_values())
+        super().__init__(
+            spec=self._spec(title, description, index, columns), constants=packed, values=self.default_values()
+        )
         self.on_msg(self._answer)
         folder = os.environ.get("COMPANION_LIVE")
         if folder:
@@ -249,7 +254,7 @@ class LiveFigure(anywidget.AnyWidget):
         require(set(needed) <= set(available), operation, needed, f"its arguments are among {available}")
         return [name for name in available if name in signature.parameters]
 
-    def _spec(self, title: str, description: str, constants: list[dict]) -> dict:
+    def _spec(self, title: str, description: str, constants: list[dict], columns: int) -> dict:
         return {
             "name": self._name,
             "title": title,
@@ -258,6 +263,7 @@ class LiveFigure(anywidget.AnyWidget):
             "select": list(self.select),
             "graphs": {graph: {"inputs": names} for graph, names in self.takes.items()},
             "outputs": self.shapes,
+            "columns": columns,
             "panels": [to_json(panel) for panel in self.panels],
             "readouts": [to_json(readout) for readout in self.readouts.values()],
             "repeat": to_json(self.repeat) if self.repeat else None,

@@ -40,7 +40,7 @@ SOLVERS = {
     "midpoint": ("midpoint", Midpoint(steps=1), 2),
     "rk4": ("Runge–Kutta 4", RungeKutta4(steps=1), 4),
 }
-STEPS_AHEAD, END = 40, 0.999  # of the trajectory that whose_arrow draws; its field has no value at t = 1
+STEPS_AHEAD, END = 24, 0.999  # of the trajectory that whose_arrow draws; its field has no value at t = 1
 
 
 # ---------------------------------------------------------------------- four data, four arrows
@@ -155,8 +155,8 @@ def flow_sampler(models: Mapping[str, nn.Module], data: Float[Tensor, "n 2"], *,
         description=(
             f"{n} points of noise are carried to a ring of eight heaps by a network that was trained with "
             "{coupling}, in {steps} steps of the solver {solver}. Left: the points and the way that they came. Right: "
-            "the points over the data. At the end, after {evaluations} evaluations of the network, a point is {distance} away from the "
-            "nearest datum on average."
+            "the points over the data. At the end, after {evaluations} evaluations of the network, a point is "
+            "{distance} away from the nearest datum on average."
         ),
         controls=[
             Choice("coupling", label="trained with", options=COUPLINGS, value="independent"),

@@ -61,6 +61,9 @@ def interpolate(
     Raises:
         ValueError: If the shapes differ, or the path needs noise and there is no generator.
     """
+    if x_0.shape != x_1.shape or x_0.dtype != x_1.dtype or t.shape != x_1.shape[:1]:
+        received = f"x_0 {tuple(x_0.shape)} {x_0.dtype}, x_1 {tuple(x_1.shape)} {x_1.dtype}, t {tuple(t.shape)}"
+        raise ValueError(f"interpolate: received {received}; rule: x_0 and x_1 alike, t (batch,)")
     if isinstance(path, LinearPath):
         return path.sample(t, x_0, x_1, _blur(path, x_0, generator)), path.velocity(x_0, x_1)
     x_t, s = path.sample(t, x_1, x_0), expand_time("interpolate", t, x_1)

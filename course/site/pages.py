@@ -174,14 +174,21 @@ def evidence_page(ledger: Ledger, slug: str) -> str:
 def evidence_entry(test: Evidence, ledger: Ledger) -> str:
     """One test."""
     labels = {equation.label for equation in ledger.equations}
-    shown = [f"checks {{eq}}`{label}`" for label in test.verifies if label in labels]
     numbers = {mistake.number for mistake in ledger.refuted}
-    shown += [f"refutes {{ref}}`{number} <mistake-{number.lower()}>`" for number in test.refutes if number in numbers]
-    claims = ", ".join(shown)
+    checked = [f"{{eq}}`{label}`" for label in test.verifies if label in labels]
+    refuted = [f"{{ref}}`{number} <mistake-{number.lower()}>`" for number in test.refutes if number in numbers]
+    claims = " and ".join(
+        f"{verb} {listed(names)}" for verb, names in (("checks", checked), ("refutes", refuted)) if names
+    )
     return (
         f"({test.anchor})=\n## {test.title}\n\n{claims[:1].upper()}{claims[1:]}.\n\n"
         f"{escape(test.docstring)}\n\n{{.place}}\n`{test.place}`\n\n`````{{code-block}} python\n{test.source}\n`````"
     )
+
+
+def listed(names: list[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def escape(text: str) -> str:

@@ -148,6 +148,22 @@ def test_lost_ids_are_found_again_by_name_and_by_text():
     assert sources(merge(BASE, mine, new).notebook) == ["Hello again", "import torch", "mine", "print(1)"]
 
 
+def test_an_answer_whose_id_was_lost_is_still_known_by_its_name():
+    mine = edited(answer="mine")
+    mine.cells[2]["id"] = "renewed"
+    new = notebook(text1="Hello", setup="import torch", answer="def f(x): ...", end="print(1)")
+    assert merge(BASE, mine, new).conflicts == ("answer",)
+
+
+def test_after_a_conflict_the_version_that_the_student_keeps_is_his_answer():
+    second = notebook(text1="Hello", setup="import torch", answer="def f(x): ...", end="print(1)")
+    third = notebook(text1="Hello", setup="import torch", answer="def f(x, y): ...", end="print(1)")
+    settled = merge(BASE, edited(answer="mine"), second).notebook
+    del settled.cells[2:4]  # the note and the chapter's version
+    assert sources(merge(second, settled, second).notebook) == ["Hello", "import torch", "mine", "print(1)"]
+    assert merge(second, settled, third).conflicts == ("answer",)
+
+
 def test_a_copy_that_the_student_made_of_a_cell_is_his_own():
     mine = edited(answer="first try")
     twin = own("second try")

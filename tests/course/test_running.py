@@ -1,9 +1,13 @@
 """Chapters are executed into notebooks that are the same bytes each time, or not written at all."""
 
+import base64
+import io
 import json
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from course import running
 from course.chapters import CourseError
@@ -104,3 +108,24 @@ def test_widget_ids_are_numbered_as_a_reader_meets_them(toy):
     assert len(texts) == 1
     state = json.loads(texts.pop())["metadata"]["widgets"][running.WIDGET_STATE]["state"]
     assert state[f"{1:032x}"]["state"]["children"] == [f"IPY_MODEL_{2:032x}"]
+
+
+def picture(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_a_plot_keeps_its_colors_in_a_third_of_the_bytes():
+    shades = np.linspace(0, 255, 200).astype(np.uint8)
+    shade = np.random.default_rng(0).choice(shades, (300, 400))
+    pixels = np.stack([shade, shade, 255 - shade, np.full_like(shade, 255)], axis=2)
+    small = running.smaller_picture(picture(pixels))
+    assert len(small) < len(picture(pixels)) / 2
+    again = np.asarray(Image.open(io.BytesIO(base64.b64decode(small))).convert("RGBA"))
+    assert np.abs(again.astype(int) - pixels).max() <= 2
+
+
+def test_a_transparent_picture_is_left_alone():
+    pixels = np.zeros((20, 20, 4), np.uint8)
+    assert running.smaller_picture(picture(pixels)) == picture(pixels)

@@ -16,6 +16,7 @@ LOOSE = Tolerance(rtol=1e-2, atol=1e-3)
         ("tensor([ 1.00, -2.00])", "tensor([1.009, -2.01])"),
         ("0.0000", "-0.0009"),
         (" 0.001 end", "-0.000 end"),  # the sign takes the place of a blank
+        ("| 9.99  |", "| 10.0 |"),
         ("x = 1", "x = 1.001"),  # {:g} prints a float as an integer
         ("1.5e-05", "2.5e-05"),
         ("nan and inf", "nan and inf"),

@@ -24,7 +24,7 @@ def plane():
 def test_the_density_of_x_has_area_one_and_without_its_factor_it_has_not(line, shape, base):
     for a in (-4, 2.4):
         out = line.compute(shape=shape, base=base, a=a)
-        assert out["area"].item() == pytest.approx(1, abs=5e-3)
+        assert out["area"].item() == pytest.approx(1, abs=1e-4)
         assert abs(out["area_without"].item() - 1) > 0.1
 
 

@@ -121,6 +121,7 @@ def test_the_sinusoidal_embedding_tells_all_times_apart():
     e = SinusoidalEmbedding(32)(torch.linspace(0, 1, 201))
     distance = torch.cdist(e, e)
     assert distance[0, -1] > 1
+    assert (e[:, 0].diff() > 0).all()  # the lowest frequency: its sine only rises
     assert (distance + 10 * torch.eye(201)).min() > 0.1
     torch.testing.assert_close(e.square().sum(dim=1), torch.full((201,), 16.0))
 

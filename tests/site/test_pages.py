@@ -33,6 +33,15 @@ def test_the_site_has_its_pages(pages, chapters):
     assert {f"book/_generated/evidence/{name.split('/')[1]}" for name in chapters} <= set(pages)
 
 
+def test_every_chapter_is_built_and_leads_off_from_the_first_page(trees, chapters, request):
+    sources = sorted((request.config.rootpath / "notebooks").glob("[0-9]*.md"))
+    assert [f"notebooks/{source.stem}.html" for source in sources] == chapters
+    intro = trees["book/intro.html"].select_one("article")
+    for place in (".course-map a", ".sd-card a"):
+        linked = {urlsplit(link["href"]).path.removeprefix("../") for link in intro.select(place)}
+        assert set(chapters) <= linked, place
+
+
 def test_every_page_loads_without_another_host_or_an_error_and_fits_a_phone(page, site_url, pages):
     complaints = {}
     for name in [name for name in pages if name != "index.html"]:  # it only leads on
