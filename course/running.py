@@ -170,7 +170,8 @@ def kernel_environment(live: Path, scratch: Path) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    return {"COMPANION_DEVICE": "cpu"} | dict(os.environ) | fixed
+    theirs = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # pictures go into the notebook
+    return {"COMPANION_DEVICE": "cpu"} | theirs | fixed
 
 
 def _failure(error: Exception, begun: list[NotebookNode], log: Path) -> str:

@@ -2,7 +2,10 @@
 
 import os
 
+import matplotlib
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: the workers share the processors
-os.environ.setdefault("MPLBACKEND", "Agg")
-for name in ("COMPANION_LIVE", "COURSE_WORKSPACE"):
+for name in ("COMPANION_LIVE", "COURSE_WORKSPACE", "MPLBACKEND"):  # kernels of notebooks inherit what is left here
     os.environ.pop(name, None)
+
+matplotlib.use("Agg")

@@ -84,18 +84,18 @@ def whose_arrow() -> LiveFigure:
             "point here: the largest weight is {largest}. The speed of the mean is {speed}."
         ),
         controls=[
-            Slider("t", label="time t", low=0.0, high=0.95, step=0.01, value=0.3),
-            Point("x", label="the point x", panel=0, value=(0.1, 0.5), color=1),
+            Slider("t", label="time t", low=0.0, high=0.95, step=0.01, value=0.35),
+            Point("x", label="the point x", panel=0, value=(0.9, 0.1), color=1),
         ],
         evaluate=evaluate,
         inputs={"data_at": points, "number": torch.arange(1.0, 5.0), "kind": torch.tensor([0.0, 2.0, 3.0, 4.0])},
         panels=[
             Panel(
-                title="thin: what each datum demands; thick: the mean",
+                title="what each datum demands, and the mean",
                 x=(-3, 3),
                 y=(-3, 3),
-                xlabel="x₁",
-                ylabel="x₂",
+                xlabel="across",
+                ylabel="up",
                 aspect=1,
                 marks=[
                     Points("data_at", color="kind", size=7, alpha=1.0),

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jupyter_server.services.contents.largefilemanager import AsyncLargeFileManager
@@ -25,7 +26,8 @@ def saved_by_jupyterlab(root: Path, path: str, **edits: str) -> None:
             cell["source"] = edits.get(cell["metadata"].get("name"), cell["source"])
         await manager.save({"type": "notebook", "content": model["content"]}, path)
 
-    asyncio.run(open_and_save())
+    with ThreadPoolExecutor(1) as thread:  # of its own: the browser tests leave a running loop in this one
+        thread.submit(asyncio.run, open_and_save()).result()
 
 
 def test_saving_from_jupyterlab_changes_no_cell_and_no_option(toy):

@@ -366,7 +366,7 @@ def test_sinkhorn_lies_between_transport_and_independence():
         return (a - b).square().sum(1).mean().item()
 
     lengths = [length(fm.OptimalTransportCoupling()), *(length(fm.SinkhornCoupling(e)) for e in (1.0, 8.0, 1e4))]
-    assert lengths == sorted(lengths)
+    assert all(shorter < 0.9 * longer for shorter, longer in itertools.pairwise(lengths))
     assert abs(lengths[-1] - length(fm.IndependentCoupling())) < 1.5
 
 
