@@ -170,7 +170,7 @@ def kernel_environment(live: Path, scratch: Path) -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    theirs = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # pictures go into the notebook
+    theirs = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}  # pictures stay inline
     return {"COMPANION_DEVICE": "cpu"} | theirs | fixed
 
 
