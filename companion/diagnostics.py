@@ -155,12 +155,12 @@ class Trajectories(Finding):
     Attributes:
         mean_error: distance of the means of samples and data, in standard deviations of the data.
         spread: standard deviation of the samples over that of the data.
-        straightness: length of the way from start to end over the length of the path, 1 for straight lines.
+        directness: length of the way from start to end over the length of the path, 1 for straight lines.
     """
 
     mean_error: float
     spread: float
-    straightness: float
+    directness: float
 
     question = "Do samples arrive?"
     advice = (
@@ -323,9 +323,9 @@ def trajectories(v: Velocity, x_0: Batch, data: Batch, *, steps: int = 50, most:
     mean_error = ((ends.mean(dim=0) - data.mean(dim=0)).norm() / spread_data).item()
     spread = (ends.var(dim=0).sum().sqrt() / spread_data).item()
     length = path.diff(dim=0).norm(dim=2).sum(dim=0)
-    straightness = ((path[-1] - path[0]).norm(dim=1) / length.clamp(min=1e-12)).mean().item()
+    directness = ((path[-1] - path[0]).norm(dim=1) / length.clamp(min=1e-12)).mean().item()
     ok = mean_error <= most and abs(spread - 1) <= most
-    return Trajectories(ok, mean_error, spread, straightness)
+    return Trajectories(ok, mean_error, spread, directness)
 
 
 def _short(value: object) -> str:

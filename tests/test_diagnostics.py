@@ -160,7 +160,7 @@ def test_a_few_bad_rows_are_named():
 def test_straight_lines_to_the_data_are_straight_and_arrive():
     x_0 = torch.randn(500, 2, generator=generator(0))
     result = trajectories(lambda t, x: torch.ones_like(x), x_0, x_0 + 1)
-    assert (result.mean_error, result.spread, result.straightness) == pytest.approx((0, 1, 1), abs=1e-4)
+    assert (result.mean_error, result.spread, result.directness) == pytest.approx((0, 1, 1), abs=1e-4)
 
 
 def test_half_a_circle_is_as_straight_as_its_diameter():
@@ -168,7 +168,7 @@ def test_half_a_circle_is_as_straight_as_its_diameter():
     turn = torch.pi * torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
     x_0 = torch.randn(50, 2, generator=generator(0), dtype=torch.float64)
     result = trajectories(lambda t, x: x @ turn.to(x), x_0, -x_0, steps=2_000)
-    assert result.straightness == pytest.approx(2 / torch.pi, rel=1e-2)
+    assert result.directness == pytest.approx(2 / torch.pi, rel=1e-2)
 
 
 def test_overfitting_leaves_the_model_alone():

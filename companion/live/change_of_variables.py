@@ -374,6 +374,6 @@ def area_factor() -> LiveFigure:
         readouts=[
             Readout("det", label="det J_g", output="det"),
             Readout("ratio", label="area of the image / area of the square", output="ratio"),
-            Readout("term", label="1 / |det J_g|, the density of x", output="term"),
+            Readout("term", label="1 / |det J_g|, what this square adds to the density of x", output="term"),
         ],
     )

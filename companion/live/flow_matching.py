@@ -41,6 +41,7 @@ SOLVERS = {
     "rk4": ("Runge–Kutta 4", RungeKutta4(steps=1), 4),
 }
 STEPS_AHEAD, END = 24, 0.999  # of the trajectory that whose_arrow draws; its field has no value at t = 1
+DRAWN = 0.7  # arrows are drawn over this part of the time that is left: velocities grow without bound
 
 
 # ---------------------------------------------------------------------- four data, four arrows
@@ -62,11 +63,12 @@ def whose_arrow() -> LiveFigure:
     def evaluate(t: Tensor, x: Tensor, data_at: Tensor) -> dict[str, Tensor]:
         at = x.reshape(1, 2)
         weights = data.posterior(path, t, at)[0]
-        demands = (data_at - at) / (1 - t)
-        mean = (weights[:, None] * demands).sum(0)
+        left = data_at - at
+        mean = (weights[:, None] * left).sum(0) / (1 - t)
         return {
             "here": at.expand(4, 2),
-            "demands": demands,
+            "demands": DRAWN * left,
+            "advice": DRAWN * (1 - t) * mean,
             "weights": weights,
             "mean": mean,
             "way": _ahead(lambda s, y: data.marginal_velocity(path, s, y), t, at),
@@ -79,19 +81,20 @@ def whose_arrow() -> LiveFigure:
         title="Four data, four demands, one point",
         description=(
             "A point x at time {t} among four data. From it start four thin arrows, the velocities that would carry it "
-            "to each datum in the time that is left, and a thick arrow, their weighted mean. The thin curve is the way "
-            "that the point goes if it follows the mean to the end. Bars show how likely each datum is to have sent a "
-            "point here: the largest weight is {largest}. The speed of the mean is {speed}."
+            "to each datum in the time that is left, and a thick arrow, their weighted mean; all are drawn over a part "
+            "of that time. The thin curve is the way that the point goes if it follows the mean to the end. Bars show "
+            "how likely each datum is to have sent a point here: the largest weight is {largest}. The speed of the "
+            "mean is {speed}."
         ),
         controls=[
-            Slider("t", label="time t", low=0.0, high=0.95, step=0.01, value=0.35),
-            Point("x", label="the point x", panel=0, value=(0.9, 0.1), color=1),
+            Slider("t", label="time t", low=0.0, high=0.95, step=0.01, value=0.4),
+            Point("x", label="the point x", panel=0, value=(-0.4, 0.3), color=1),
         ],
         evaluate=evaluate,
         inputs={"data_at": points, "number": torch.arange(1.0, 5.0), "kind": torch.tensor([0.0, 2.0, 3.0, 4.0])},
         panels=[
             Panel(
-                title="what each datum demands, and the mean",
+                title="what each demands, and the mean",
                 x=(-3, 3),
                 y=(-3, 3),
                 xlabel="across",
@@ -99,9 +102,9 @@ def whose_arrow() -> LiveFigure:
                 aspect=1,
                 marks=[
                     Points("data_at", color="kind", size=7, alpha=1.0),
-                    Arrows("here", "demands", scale=0.3, color="kind"),
+                    Arrows("here", "demands", color="kind"),
                     Trails("way", color=7, width=1.2, alpha=0.6),
-                    Arrows("x", "mean", scale=0.3, width=3.5, color=1, label="weighted mean"),
+                    Arrows("x", "advice", width=3.5, color=1, label="weighted mean"),
                 ],
             ),
             Panel(
