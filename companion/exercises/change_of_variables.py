@@ -80,11 +80,12 @@ _N = 20_000
 _LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
-def _survival(x: Tensor, z: Tensor) -> Tensor:
+def _survival(x: Tensor, z: Tensor) -> Tensor | dict[str, Tensor]:
     """The share of scores above the levels that an exponential number exceeds with probability 0.1 … 0.9."""
     if x.shape != z.shape:
         return x
-    return torch.stack([(x > -math.log(level)).double().mean() for level in _LEVELS])
+    levels = [-math.log(level) for level in _LEVELS]
+    return {f"the share of scores above {level:.2f}": (x > level).double().mean() for level in levels}
 
 
 exponential_scores = Exercise(
