@@ -193,6 +193,6 @@ def flow_sampler(models: Mapping[str, nn.Module], data: Float[Tensor, "n 2"], *,
         readouts=[
             Readout("time", label="time", output="time"),
             Readout("distance", label="mean distance to the nearest datum", output="distance"),
-            Readout("evaluations", label="evaluations of the network", output="evaluations"),
+            Readout("evaluations", label="evaluations of the network", output="evaluations", digits=1),
         ],
     )

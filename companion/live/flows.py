@@ -197,7 +197,7 @@ def vector_field() -> LiveFigure:
         ],
         readouts=[
             Readout("error", label="distance from the exact flow", output="error", digits=3),
-            Readout("evaluations", label="evaluations of the field", output="evaluations", digits=3),
+            Readout("evaluations", label="evaluations of the field", output="evaluations", digits=1),
         ],
     )
 
