@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from companion.data import eight_gaussians, two_moons
 from companion.device import generator
 from companion.numerics.transport import (
     PairingStream,
@@ -69,16 +70,6 @@ def test_a_shift_far_away_does_not_spoil_the_pairing():
 def test_points_that_coincide_still_get_a_permutation():
     x0, x1 = torch.zeros(100, 2), torch.ones(100, 2)
     assert torch.equal(optimal_pairing(x0, x1).sort().values, torch.arange(100))
-
-
-@pytest.mark.parametrize("dim", [1, 2, 30])
-def test_a_stream_of_batches_is_paired_as_well_as_each_alone(dim):
-    stream = PairingStream()
-    for seed in range(4):
-        x0, x1 = points(80, dim, seed=seed), 2 * points(80, dim, seed=50 + seed) + seed
-        pairing = stream(x0, x1)
-        assert torch.equal(pairing.sort().values, torch.arange(80))
-        torch.testing.assert_close(cost_of(x0, x1, pairing), cost_of(x0, x1, optimal_pairing(x0, x1)))
 
 
 def test_the_exact_plan_has_its_marginals_and_beats_every_other_plan():
@@ -250,3 +241,56 @@ def test_other_unusable_arguments_are_refused():
     for plan in (torch.zeros(2, 2), torch.tensor([[1.0, -1.0]]), torch.tensor([[math.nan]])):
         with pytest.raises(ValueError, match="sample_plan: received a plan"):
             sample_plan(plan, 3, generator=generator(0))
+
+
+# ---------------------------------------------------------------------- pairing batch after batch
+
+
+def two_clouds(count, n=128, seed=0):
+    source = generator(seed)
+    return [
+        (eight_gaussians().sample(n, generator=source), two_moons().sample(n, generator=source)) for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("dim", [1, 2, 30])
+def test_a_stream_of_batches_is_paired_as_well_as_each_alone(dim):
+    stream = PairingStream()
+    for seed in range(4):
+        x0, x1 = points(80, dim, seed=seed), 2 * points(80, dim, seed=50 + seed) + seed
+        pairing = stream(x0, x1)
+        assert torch.equal(pairing.sort().values, torch.arange(80))
+        torch.testing.assert_close(cost_of(x0, x1, pairing), cost_of(x0, x1, optimal_pairing(x0, x1)))
+
+
+def test_every_batch_of_a_stream_gets_its_optimal_pairing():
+    """The optimum of continuous random points is unique, so the permutations themselves must agree."""
+    stream = PairingStream()
+    for x_0, x_1 in two_clouds(6):
+        assert torch.equal(stream(x_0, x_1), optimal_pairing(x_0, x_1))
+
+
+def test_a_stream_is_exact_where_the_distributions_have_changed():
+    """Potentials of other distributions are a bad start, and still no more than a start."""
+    stream = PairingStream()
+    stream(*two_clouds(1)[0])
+    for x_0, x_1 in two_clouds(2, seed=1):
+        other = 10 - 3 * x_1.flip(1)
+        assert torch.equal(stream(x_0, other), optimal_pairing(x_0, other))
+
+
+def test_batches_of_a_stream_may_differ_in_size():
+    stream = PairingStream()
+    stream(*two_clouds(1, n=100)[0])
+    for n in (1, 7, 150):
+        ((x_0, x_1),) = two_clouds(1, n=n, seed=n)
+        assert torch.equal(stream(x_0, x_1), optimal_pairing(x_0, x_1))
+
+
+def test_batches_of_a_stream_that_do_not_fit_are_refused():
+    stream = PairingStream()
+    with pytest.raises(ValueError, match="received points of shapes"):
+        stream(torch.zeros(0, 2), torch.zeros(0, 2))
+    stream(*two_clouds(1)[0])
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        stream(torch.zeros(3, 2), torch.full((3, 2), torch.nan))
