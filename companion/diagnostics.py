@@ -13,6 +13,7 @@ limits are rules of thumb for data of unit size: read the numbers. Fields are v(
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
@@ -263,14 +264,15 @@ def field_norms(
 ) -> FieldNorms:
     """Has the field the size and direction of its target?
 
-    The best field is the mean of the targets, so it is never larger than they are and points their way on average.
+    The best field is the mean of the targets, so it is never larger than they are and points their way on average. At
+    some times it may be small, where targets cancel: only over all times together must it not be.
 
     Args:
         v: the field.
         sample: at a time t, of shape (), gives points x_t of the path and the target velocities there.
         times: where to ask.
-        most: largest ratio of the norms that is ok.
-        least: smallest ratio, and smallest alignment, that is ok.
+        most: largest ratio of the norms that is ok, at any time.
+        least: smallest ratio over all times together that is ok; its square is the smallest mean alignment.
     """
     size, aim, alignment = [], [], []
     with torch.no_grad():
@@ -280,8 +282,9 @@ def field_norms(
             size.append(velocity.square().mean().sqrt().item())
             aim.append(u_t.square().mean().sqrt().item())
             alignment.append(((velocity * u_t).mean() / u_t.square().mean()).item())
-    usual = all(least * b <= a <= most * b for a, b in zip(size, aim, strict=True))
-    ok = usual and sum(alignment) / len(alignment) >= least**2
+    bounded = all(a <= most * b for a, b in zip(size, aim, strict=True))
+    alive = math.hypot(*size) >= least * math.hypot(*aim)
+    ok = bounded and alive and sum(alignment) / len(alignment) >= least**2
     return FieldNorms(ok, tuple(times), tuple(size), tuple(aim), tuple(alignment))
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from companion.data import draws, standard_normal, two_moons
+from companion.data import draws, eight_gaussians, standard_normal, two_moons
 from companion.device import generator, rand, seeded
 from companion.diagnostics import (
     field_norms,
@@ -17,6 +17,7 @@ from companion.diagnostics import (
     trajectories,
 )
 from companion.nn import VelocityMLP
+from companion.numerics.paths import CondOT
 from companion.training import adam, fit, warmup_cosine
 
 NOISE, DATA = standard_normal(2), two_moons()
@@ -118,6 +119,22 @@ def test_a_field_that_ignores_time_changes_by_nothing():
 
 def test_the_sign_shows_in_the_alignment():
     assert max(findings("wrong sign")["field_norms"].alignment) < 0 < min(findings("healthy")["field_norms"].alignment)
+
+
+def test_a_field_may_be_small_where_its_targets_cancel():
+    """The exact field of a ring: half-way opposite heaps pull each other's arrows down to less than a fifth."""
+    ring, path = eight_gaussians(scale=2.5, std=0.3), CondOT()
+    x_1, x_0 = ring.sample(4_000, generator=generator(0)), NOISE.sample(4_000, generator=generator(1))
+
+    def asked(scale):
+        return field_norms(
+            lambda t, x: scale * ring.marginal_velocity(path, t, x), lambda t: pair(x_0, x_1, t), times=(0.2, 0.5, 0.9)
+        )
+
+    healthy = asked(1.0)
+    assert min(a / b for a, b in zip(healthy.field, healthy.target, strict=True)) < 0.2
+    assert healthy.ok
+    assert not asked(0.1).ok
 
 
 def test_the_time_at_which_a_field_explodes_is_named():
