@@ -84,7 +84,7 @@ class Case:
 
 def worst(cases: list[Case]) -> Case:
     """The case that is furthest from its goal, on the side that counts."""
-    return max(cases, key=lambda case: (case.ratio / case.goal) * (1 if case.better == "lower" else -1))
+    return max(cases, key=lambda case: case.ratio / case.goal if case.better == "lower" else case.goal / case.ratio)
 
 
 def records(measure: str, cases: list[Case]) -> list[dict]:

@@ -41,6 +41,14 @@ def test_the_worst_case_is_the_one_furthest_from_its_goal(better, name):
     assert worst([quick, slow]).case == name
 
 
+def test_a_missed_share_is_worse_than_a_met_distance():
+    """Cases of one measure may point both ways: 0.899 of 0.9 is missed, 1.3 of at most 1.5 is met."""
+    distance = case("distance", ours=(1.3,), peer=(1.0,), goal=1.5)
+    share = case("share", ours=(0.899,), peer=(1.0,), goal=0.9, better="higher")
+    assert worst([distance, share]).case == "share"
+    assert (distance.met, share.met) == (True, False)
+
+
 def test_one_case_stands_under_the_bare_measure():
     (record,) = records("measure", [case("only")])
     assert list(record) == FIELDS
