@@ -108,6 +108,21 @@ def test_copies_are_told_from_new_samples():
     assert copying(new, train, test) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 4])
+def test_exact_copies_of_all_training_data_score_one_less_one_over_the_number_of_blocks(blocks):
+    """A copy has distance 0 to its own block and, to each other one, that of new data (spread 0.011; 0.05 is safe)."""
+    source = generator(0)
+    train, test = two_moons().sample(blocks * 1_000, generator=source), two_moons().sample(1_000, generator=source)
+    assert copying(train, train, test) == pytest.approx(1 - 1 / blocks, abs=0.05)
+
+
+def test_copies_of_the_training_digits_score_a_half_and_not_zero():
+    """1,200 against 597 are two blocks: the floor of every table of digits. New digits, the other half, score 1."""
+    train, test = digits("train").images, digits("test").images
+    assert copying(train, train, test) == pytest.approx(0.5, abs=0.02)
+    assert copying(train[::2], train[1::2], test[:300]) == pytest.approx(1, abs=0.05)
+
+
 def test_the_energy_of_a_constant_field_is_its_speed_squared():
     x = randn(10, 2, generator=generator(0))
     assert path_energy(lambda t, x: torch.tensor([3.0, 4.0]).expand_as(x), x) == pytest.approx(25, rel=1e-5)
