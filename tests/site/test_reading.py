@@ -104,8 +104,10 @@ def test_an_equation_is_typeset_and_numbered_by_its_chapter(chapter, chapters):
     equation = chapter.locator("div.math[id^='equation-eq-']").first
     assert equation.locator("mjx-container").count() == 1
     assert equation.locator(".eqno").inner_text().startswith(f"({number}.1)")
-    reference = chapter.locator(f"a[href='#{equation.get_attribute('id')}']:not(.headerlink)").first
-    assert reference.inner_text() == f"({number}.1)"
+    reference = chapter.locator("a[href^='#equation-eq-']:not(.headerlink)").first
+    target = chapter.locator(f"[id='{reference.get_attribute('href')[1:]}']")
+    assert re.fullmatch(rf"\({number}\.\d+\)", reference.inner_text())
+    assert target.locator(".eqno").inner_text().startswith(reference.inner_text())
 
 
 def test_a_long_equation_scrolls_in_its_box_by_keyboard_on_a_phone(new_page, site_url, chapters):
