@@ -3,7 +3,7 @@ PYTHON ?= python3
 SETUP := $(PYTHON) course/bootstrap.py
 
 .DEFAULT_GOAL := help
-.PHONY: help site test lab author run check bench
+.PHONY: help site test lab author run check bench compare
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):  *## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -28,3 +28,6 @@ check:  ## compare texts and notebooks without executing
 
 bench:  ## measure against the peers (ONLY='ode-nfe ode-time' for some)
 	@$(SETUP) test -- bench $(ONLY)
+
+compare:  ## train the families side by side, for their page (ONLY='vae ddpm' for some; SECONDS=60)
+	@$(SETUP) author -- compare $(if $(ONLY),--only $(ONLY)) $(if $(SECONDS),--seconds $(SECONDS))

@@ -77,6 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
     bench = command("bench", _bench, "Measure against the peers and write benchmarks/results.json.")
     bench.add_argument("only", nargs="*", metavar="MEASURE", help="only these measures")
 
+    compare = command("compare", _compare, "Train the families of models side by side and write book/families.json.")
+    compare.add_argument("--only", nargs="+", metavar="FAMILY", help="only these; the others keep their numbers")
+    compare.add_argument("--seconds", type=float, metavar="S", help="CPU seconds of training a family (default: 60)")
+
     command("help", lambda _: parser.print_help() or 0, "Print this list.")
     return parser
 
@@ -181,6 +185,12 @@ def _bench(arguments: argparse.Namespace) -> int:
     _need("torchdiffeq", "peers")
     _install_peers(course)
     return _call(course, ["benchmarks", *arguments.only])
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    only = ["--only", *arguments.only] if arguments.only else []
+    seconds = [f"--seconds={arguments.seconds}"] if arguments.seconds is not None else []
+    return _call(find_course(), ["benchmarks.compare", *only, *seconds], OMP_NUM_THREADS="1")
 
 
 def _call(course: Course, module: list[str], **environment: str) -> int:

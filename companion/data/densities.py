@@ -113,9 +113,34 @@ class GaussianMixture(Density):
         """The law of x_t = α_t x_1 + σ_t ε at one time `t`, of shape (): again a mixture."""
         if t.ndim:
             raise ValueError(f"GaussianMixture.at_time: received t of shape {tuple(t.shape)}; one time, of shape ()")
-        alpha, sigma = _columns("at_time", t, self.means, path.alpha, path.sigma)
+        return self.noised(*_columns("at_time", t, self.means, path.alpha, path.sigma))
+
+    def noised(self, alpha: Tensor | float, sigma: Tensor | float) -> "GaussianMixture":
+        """The law of α x + σ ε for two numbers α and σ: again a mixture."""
+        alpha, sigma = (_number(name, value, self.means) for name, value in (("alpha", alpha), ("sigma", sigma)))
         identity = torch.eye(self.dim).to(self.means)
         return GaussianMixture(alpha * self.means, alpha**2 * self.covariances + sigma**2 * identity, self.weights)
+
+    def noised_score(self, alpha: Time, sigma: Time, x: Points) -> Float[Tensor, "batch dim"]:
+        """The score of the law of α x + σ ε at points `x`; α and σ are () or (batch,), one pair for each point."""
+        self._check("noised_score", x)
+        for name, value in (("alpha", alpha), ("sigma", sigma)):
+            if value.shape not in ((), x.shape[:1]):
+                raise ValueError(
+                    f"GaussianMixture.noised_score: received {name} of shape {tuple(value.shape)} for x of shape "
+                    f"{tuple(x.shape)}; it must be () or (batch,)"
+                )
+        alpha, sigma = (value.to(x).reshape(value.shape + (1, 1) * value.ndim) for value in (alpha, sigma))
+        return self._posterior_sum(x, alpha, sigma, lambda y, var, _: -y / var)
+
+    def marginal_log_joint(self, path: GaussianPath, t: Time, x: Points) -> Float[Tensor, "batch k"]:
+        """log w_k + log N(x; α_t μ_k, α_t² Σ_k + σ_t² I): component and noisy point together, at `t`, () or (batch,).
+
+        Its logsumexp over k is log p_t(x), its log_softmax the log-probability of each component given x_t = x.
+        """
+        self._check("marginal_log_joint", x)
+        alpha, sigma = _columns("marginal_log_joint", t, x, path.alpha, path.sigma)
+        return self._noised(x, alpha, sigma)[0]
 
     def marginal_score(self, path: GaussianPath, t: Time, x: Points) -> Float[Tensor, "batch dim"]:
         """∇ log p_t(x): the score of x_t at time `t`, () or (batch,)."""
@@ -177,6 +202,14 @@ def _columns(operation: str, t: Tensor, x: Tensor, *functions: Callable[[Tensor]
     """Functions of the time, shaped () or (batch, 1, 1) to meet (batch, k, dim)."""
     t = expand_time(operation, t, x[:, None]).to(x)
     return [f(t) for f in functions]
+
+
+def _number(name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """One finite number as a tensor."""
+    value = torch.as_tensor(value).to(like)
+    if value.ndim or not value.isfinite():
+        raise ValueError(f"GaussianMixture.noised: received {name} = {value}; it must be one finite number")
+    return value
 
 
 def _check_mixture(means: Tensor, covariances: Tensor, weights: Tensor) -> None:

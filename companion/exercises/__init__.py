@@ -10,12 +10,17 @@ from typing import Any
 
 from companion.exercises.checking import Exercise, Verdict, verdict
 
-__all__ = ["Exercise", "Verdict", "check", "find", "topics", "verdict"]
+__all__ = ["Exercise", "Verdict", "check", "find", "names", "topics", "verdict"]
 
 
 def topics() -> list[str]:
     """The names of the topic modules, sorted."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "checking")
+
+
+def names(topic: str) -> list[str]:
+    """The names of the exercises of a topic, in the order of its chapter."""
+    return list(importlib.import_module(f"{__name__}.{topic}").EXERCISES)
 
 
 def find(name: str) -> Exercise:

@@ -11,20 +11,26 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from companion.live.parts import Choice, Mark, Panel, Point, Slider, Toggle, Trails, require
+from companion.live.parts import Choice, Images, Mark, Paint, Panel, Point, Slider, Toggle, Trails, require
 
 if TYPE_CHECKING:
     from companion.live.figure import LiveFigure
 
 
 def check_controls(figure: "LiveFigure") -> None:
-    """There is a panel; points lie in panels with axes; ``select`` names choices; every first value is allowed."""
+    """There is a panel; points lie in panels with axes, masks over images; ``select`` names choices; values fit."""
     operation = f"LiveFigure({figure.name!r})"
     require(bool(figure.panels), operation, "no panels", "a figure has at least one")
     for control in figure.controls.values():
         if isinstance(control, Point):
             inside = 0 <= control.panel < len(figure.panels) and figure.panels[control.panel].x is not None
             require(inside, f"Point({control.name!r})", control.panel, "its panel exists and has axes")
+    masks = [control for control in figure.controls.values() if isinstance(control, Paint)]
+    for control in masks:
+        inside = 0 <= control.panel < len(figure.panels) and _has_images(figure.panels[control.panel])
+        require(inside, f"Paint({control.name!r})", control.panel, "its panel exists and shows Images")
+        alone = [other.name for other in masks if other.panel == control.panel]
+        require(len(alone) == 1, f"Paint({control.name!r})", alone, "one mask a panel")
     chosen = all(isinstance(figure.controls.get(name), Choice) for name in figure.select)
     require(chosen, f"{operation}.select", figure.select, "names of Choice controls")
     figure.checked({})
@@ -70,6 +76,7 @@ def check_panels(figure: "LiveFigure") -> None:
     """Every mark and readout names tensors of the figure, and their shapes can be drawn."""
     shapes = figure.shapes | {key: list(value.shape) for key, value in figure.inputs.items()}
     shapes |= {name: [2] for name, control in figure.controls.items() if isinstance(control, Point)}
+    shapes |= {name: [c.rows, c.columns] for name, c in figure.controls.items() if isinstance(c, Paint)}
     for panel in figure.panels:
         for mark in panel.marks:
             _check_mark(figure, panel, mark, shapes)
@@ -86,6 +93,10 @@ def check_description(figure: "LiveFigure", description: str) -> None:
     require(names <= known, operation, sorted(names - known), f"names of controls and readouts: {sorted(known)}")
     twice = set(figure.controls) & set(figure.readouts)
     require(not twice, operation, sorted(twice), "a readout and a control have different names")
+
+
+def _has_images(panel: Panel) -> bool:
+    return any(isinstance(mark, Images) for mark in panel.marks)
 
 
 def _is_counter(control: object) -> bool:

@@ -7,6 +7,7 @@ const BREATH = 24; // ms of work between two pauses that let the page answer its
 const SLOW = 700; // ms after which the reader is told that something is going on
 const RUNTIME = "vendor/onnxruntime-web/";
 const HANDLE_STEPS = 100; // arrow-key steps across a panel
+const [PAINTED, BARE] = ["#", "."]; // the cells of a mask, as its rows of text write them
 
 // --- small helpers ---------------------------------------------------------------------------------------------------
 
@@ -144,15 +145,18 @@ function runtimeEngine(base, spec) {
 
 // --- the loop --------------------------------------------------------------------------------------------------------
 
-/** All inputs that stay the same through the steps. Choices arrive as the index of their option. */
+/** A control's value as `evaluate` gets it: a choice is the index of its option, a mask rows of zeros and ones. */
+function tensorOf(control, value) {
+  if (control.kind === "choice") return scalar(control.options.findIndex(([key]) => key === value));
+  if (control.kind === "paint") return asTensor(value.map((row) => [...row].map((cell) => Number(cell === PAINTED))));
+  return control.kind === "point" ? asTensor(value) : scalar(Number(value));
+}
+
+/** All inputs that stay the same through the steps. */
 function settings(spec, constants, values) {
   const inputs = {};
   for (const [name, tensor] of Object.entries(constants)) inputs[name] = { ...tensor, constant: true };
-  for (const control of spec.controls) {
-    const value = values[control.name];
-    if (control.kind === "choice") inputs[control.name] = scalar(control.options.findIndex(([key]) => key === value));
-    else inputs[control.name] = control.kind === "point" ? asTensor(value) : scalar(Number(value));
-  }
+  for (const control of spec.controls) inputs[control.name] = tensorOf(control, values[control.name]);
   if (spec.repeat) inputs[spec.repeat.total] = scalar(stepsOf(spec, values));
   return inputs;
 }
@@ -334,18 +338,23 @@ const MARKS = {
     const [n, channels] = [shape[0], shape.length === 4 ? shape[1] : 1];
     const [height, width] = shape.slice(-2);
     const [low, high] = mark.limits ?? extremes(data);
-    const tile = frame.width / mark.columns;
     const level = (v) => Math.round(clamp((v - low) / (high - low), 0, 1) * 255) || 0;
     context.imageSmoothingEnabled = false;
     for (let k = 0; k < n; k++) {
       const value = (i, c) => level(data[(k * channels + Math.min(c, channels - 1)) * height * width + i]);
       const pixels = bitmap(width, height, (i) => [value(i, 0), value(i, 1), value(i, 2)]);
-      const [column, row] = [k % mark.columns, Math.floor(k / mark.columns)];
-      const tall = tile * (height / width);
-      context.drawImage(pixels, frame.left + column * tile + 1, frame.top + row * tall + 1, tile - 2, tall - 2);
+      context.drawImage(pixels, ...imageBox(frame, mark.columns, height / width, k));
     }
   },
 };
+
+/** [left, top, width, height] of the k-th image in a grid of so many columns, one pixel away from its neighbors. */
+function imageBox(frame, columns, ratio, k) {
+  const tile = frame.width / columns;
+  const tall = tile * ratio;
+  const [column, row] = [k % columns, Math.floor(k / columns)];
+  return [frame.left + column * tile + 1, frame.top + row * tall + 1, tile - 2, tall - 2];
+}
 
 /** An arrow with a filled head; one shorter than a pixel is a dot. */
 function arrow(context, from, to, head) {
@@ -391,10 +400,13 @@ class Panel {
     const words = { role: "img", "aria-label": label, "aria-describedby": figure.id("description") };
     this.canvas = make("canvas", { ...words, pointerdown: (event) => this.grab(event) });
     this.handles = this.points.map((control) => this.makeHandle(control));
-    this.plot = make("div", { class: "live-plot" }, this.canvas, ...this.handles);
+    const paint = figure.spec.controls.find((control) => control.kind === "paint" && control.panel === index);
+    this.mask = paint && new Mask(figure, paint);
+    const [overlay, hint] = paint ? [[this.mask.element], [this.mask.hint]] : [[], []];
+    this.plot = make("div", { class: "live-plot" }, this.canvas, ...this.handles, ...overlay);
     this.legend = make("ul", { class: "live-legend" });
     const title = spec.title ? [make("p", { class: "live-panel-title" }, spec.title)] : [];
-    this.element = make("div", { class: "live-panel" }, ...title, this.plot, this.legend);
+    this.element = make("div", { class: "live-panel" }, ...title, this.plot, ...hint, this.legend);
     this.entries = spec.marks.filter((mark) => mark.label).map((mark) => this.makeEntry(mark));
     this.legend.hidden = !this.entries.length;
   }
@@ -474,6 +486,7 @@ class Panel {
     if (spec.x) this.drawAxes(brush);
     for (const { mark, item } of this.entries) item.hidden = !this.figure.isShown(mark);
     this.placeHandles(brush);
+    if (this.mask) this.placeMask();
   }
 
   brush(context, theme, get) {
@@ -561,6 +574,13 @@ class Panel {
     });
   }
 
+  /** The mask lies over the first image of the panel. */
+  placeMask() {
+    const mark = this.spec.marks.find(({ kind }) => kind === "images");
+    const [height, width] = this.figure.shapeOf(mark.images).slice(-2);
+    this.mask.place(imageBox(this.frame, mark.columns, height / width, 0));
+  }
+
   /** Data coordinates of a pointer, kept inside the axes and on the grid that the keyboard walks. */
   locate(event) {
     const box = this.canvas.getBoundingClientRect();
@@ -607,6 +627,128 @@ class Panel {
     });
     this.figure.change(control.name, value);
   }
+}
+
+/**
+ * The cells that the reader paints: a grid over an image. It is one stop for the keyboard, whose arrows move a cursor.
+ * A stroke of mouse, pen or finger sets or clears all cells that it crosses, as the first one says.
+ */
+class Mask {
+  constructor(figure, control) {
+    Object.assign(this, { figure, control, at: [0, 0] });
+    const cell = (i, j) => make("div", {
+      role: "gridcell", class: "live-cell", id: figure.id(`${control.name}-${i}-${j}`),
+      "aria-label": `row ${i + 1}, column ${j + 1}`,
+    });
+    this.cells = Array.from({ length: control.rows }, (_, i) =>
+      Array.from({ length: control.columns }, (_, j) => cell(i, j)));
+    const hint = figure.id(`${control.name}-hint`);
+    const words = "Paint: drag over the picture, or use the arrow keys and space.";
+    const more = make("span", { class: "live-unseen" }, " Painted cells are selected. Shift with an arrow key paints on.");
+    this.hint = make("p", { class: "live-hint", id: hint }, words, more);
+    this.element = make("div", {
+      role: "grid", class: "live-mask", tabindex: 0, "data-paint": control.name, "aria-multiselectable": "true",
+      "aria-label": control.label, "aria-describedby": hint,
+      pointerdown: (event) => this.stroke(event), keydown: (event) => this.key(event),
+    }, ...this.cells.map((row) => make("div", { role: "row", class: "live-row" }, ...row)));
+    this.element.style.setProperty("--columns", control.columns);
+    this.element.style.setProperty("--rows", control.rows);
+    this.moveTo(...this.at);
+  }
+
+  get value() {
+    return this.figure.values[this.control.name];
+  }
+
+  show(value) {
+    this.cells.forEach((row, i) => row.forEach((cell, j) => {
+      cell.setAttribute("aria-selected", String(value[i][j] === PAINTED));
+    }));
+  }
+
+  place(box) {
+    ["left", "top", "width", "height"].forEach((side, i) => { this.element.style[side] = `${box[i]}px`; });
+  }
+
+  isPainted([i, j]) {
+    return this.value[i][j] === PAINTED;
+  }
+
+  /** Set or clear some cells; those outside the picture are passed over. */
+  put(places, painted) {
+    const rows = this.value.map((row) => [...row]);
+    for (const [i, j] of places) if (rows[i]?.[j]) rows[i][j] = painted ? PAINTED : BARE;
+    this.figure.change(this.control.name, rows.map((row) => row.join("")));
+  }
+
+  /** The keyboard's cursor. */
+  moveTo(i, j) {
+    this.cells[this.at[0]][this.at[1]].classList.remove("live-cursor");
+    this.at = [clamp(i, 0, this.control.rows - 1), clamp(j, 0, this.control.columns - 1)];
+    const cell = this.cells[this.at[0]][this.at[1]];
+    cell.classList.add("live-cursor");
+    this.element.setAttribute("aria-activedescendant", cell.id);
+  }
+
+  key(event) {
+    if (event.altKey || event.metaKey) return;
+    const [i, j] = this.at;
+    const [bottom, right] = [this.control.rows - 1, this.control.columns - 1];
+    const target = {
+      ArrowUp: [i - 1, j], ArrowDown: [i + 1, j], ArrowLeft: [i, j - 1], ArrowRight: [i, j + 1],
+      Home: [event.ctrlKey ? 0 : i, 0], End: [event.ctrlKey ? bottom : i, right],
+      " ": this.at, Enter: this.at,
+    }[event.key];
+    if (!target) return;
+    event.preventDefault();
+    this.element.classList.add("live-keyed");
+    const painted = this.isPainted(this.at);
+    this.moveTo(...target);
+    if (target[0] === i && target[1] === j && [" ", "Enter"].includes(event.key)) this.put([this.at], !painted);
+    else if (event.shiftKey) this.put(line([i, j], this.at), painted);
+  }
+
+  /** The cell below a pointer; outside the picture its numbers lie outside the grid. */
+  locate(event) {
+    const box = this.element.getBoundingClientRect();
+    const part = [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width];
+    return [Math.floor(part[0] * this.control.rows), Math.floor(part[1] * this.control.columns)];
+  }
+
+  stroke(event) {
+    if (event.button || !event.isPrimary) return;
+    event.preventDefault();
+    const { element } = this;
+    element.focus({ preventScroll: true });
+    element.classList.remove("live-keyed");
+    element.setPointerCapture(event.pointerId);
+    const before = this.value;
+    let last = this.locate(event);
+    this.moveTo(...last);
+    const painted = !this.isPainted(this.at);
+    this.put([this.at], painted);
+    const move = (next) => {
+      for (const each of next.getCoalescedEvents?.() ?? [next]) {
+        const cell = this.locate(each);
+        this.put(line(last, cell), painted);
+        last = cell;
+      }
+      this.moveTo(...last);
+    };
+    const stop = (end) => {
+      for (const [kind, listener] of Object.entries(listeners)) element.removeEventListener(kind, listener);
+      if (end.type === "pointercancel") this.figure.change(this.control.name, before); // two fingers zoom the page
+    };
+    const listeners = { pointermove: move, pointerup: stop, pointercancel: stop };
+    for (const [kind, listener] of Object.entries(listeners)) element.addEventListener(kind, listener);
+  }
+}
+
+/** The cells of a straight stroke: a quick hand skips none. */
+function line([i0, j0], [i1, j1]) {
+  const length = Math.max(Math.abs(i1 - i0), Math.abs(j1 - j0), 1);
+  const at = (from, to, k) => Math.round(from + ((to - from) * k) / length);
+  return Array.from({ length: length + 1 }, (_, k) => [at(i0, i1, k), at(j0, j1, k)]);
 }
 
 function stroke(context, from, to) {
@@ -668,7 +810,35 @@ const CONTROLS = {
     };
     return { element: make("fieldset", {}, make("legend", {}, control.label), ...rows, output), show };
   },
+  paint(figure, control) {
+    const count = make("span", { class: "live-count", "aria-live": "polite" });
+    const bare = Array.from({ length: control.rows }, () => BARE.repeat(control.columns));
+    const clear = make("button", {
+      type: "button", class: "live-button", "aria-label": `Clear: ${control.label}`,
+      click: () => figure.change(control.name, bare),
+    }, "Clear");
+    const show = (value) => {
+      count.textContent = countOf(control, value);
+      figure.panels[control.panel].mask.show(value);
+    };
+    return { element: make("div", {}, make("span", {}, control.label), count, clear), show };
+  },
 };
+
+/** "12 of 64 cells are painted": said while the reader paints. */
+function countOf({ rows, columns }, value) {
+  const painted = value.join("").split(PAINTED).length - 1;
+  return `${painted} of ${rows * columns} cells ${painted === 1 ? "is" : "are"} painted`;
+}
+
+/** The count and, for those who do not see the picture, where: "…, in rows 3 to 5 and columns 2 to 8". */
+function wordsOf(control, value) {
+  const rows = value.flatMap((row, i) => (row.includes(PAINTED) ? [i + 1] : []));
+  const columns = [...value[0]].flatMap((_, j) => (value.some((row) => row[j] === PAINTED) ? [j + 1] : []));
+  const span = (word, all) => (all.length > 1 ? `${word}s ${all[0]} to ${all.at(-1)}` : `${word} ${all[0]}`);
+  const place = rows.length ? `, in ${span("row", rows)} and ${span("column", columns)}` : "";
+  return countOf(control, value) + place;
+}
 
 function radios(figure, control) {
   const inputs = control.options.map(([key]) => make("input", {
@@ -759,9 +929,14 @@ class Figure {
 
   // -- values
 
+  control(name) {
+    return this.spec.controls.find((entry) => entry.name === name);
+  }
+
   /** A control's value as words, for labels and the description. */
   format(name, value = this.values[name]) {
-    const control = this.spec.controls.find((entry) => entry.name === name);
+    const control = this.control(name);
+    if (control.kind === "paint") return wordsOf(control, value);
     if (control.kind === "choice") return control.options.find(([key]) => key === value)[1];
     if (control.kind === "toggle") return value ? "on" : "off";
     if (control.kind === "slider") return withMinus(Number(value).toFixed(decimalsOf(control.step)));
@@ -896,7 +1071,7 @@ class Figure {
     const get = (name) => {
       if (name in carry) return result.states[step][name];
       if (name in spec.outputs) return result.calls[Math.max(step - 1, 0)][name];
-      return this.constants[name] ?? asTensor(this.values[name]);
+      return this.constants[name] ?? tensorOf(this.control(name), this.values[name]);
     };
     get.history = (name) => {
       if (!spec.repeat || !(name in carry || name in spec.outputs)) return null;

@@ -18,7 +18,7 @@ import traitlets
 from torch import Tensor, nn
 
 from companion.live import checking
-from companion.live.parts import Choice, Control, Panel, Point, Readout, Repeat, is_kebab, require, to_json
+from companion.live.parts import Choice, Control, Paint, Panel, Point, Readout, Repeat, is_kebab, require, to_json
 
 MAX_BYTES = 1 << 20  # of constants in a notebook, and of one graph
 ONLY_GRAPH = "evaluate"  # the graph's name where no choice selects one
@@ -35,7 +35,8 @@ class LiveFigure(anywidget.AnyWidget):
         name: kebab-case and unique in the course; names the folder of the exported graphs.
         title: the figure's heading.
         description: the text alternative, a template: ``{name}`` stands for the value of a control or readout.
-        controls: what the reader moves. Their values reach ``evaluate`` as float32 tensors of shape (), a Point's (2,).
+        controls: what the reader moves. Their values reach ``evaluate`` as float32 tensors of shape (), a Point's (2,),
+            a Paint's (rows, columns).
         evaluate: ``f(**inputs) -> {output: tensor}``, of plain tensor operations, without randomness; it may be an
             ``nn.Module``, or a dict from option keys of the Choices in ``select`` to such functions. It gets those
             inputs that its signature names.
@@ -113,7 +114,7 @@ class LiveFigure(anywidget.AnyWidget):
 
     def default_values(self) -> dict:
         """Every control's first value, as the front end writes it."""
-        return {n: list(c.value) if isinstance(c, Point) else c.value for n, c in self.controls.items()}
+        return {n: list(c.value) if isinstance(c, Point | Paint) else c.value for n, c in self.controls.items()}
 
     def graph_of(self, values: Values) -> str:
         """The name of the graph that these control values select."""
@@ -187,6 +188,8 @@ class LiveFigure(anywidget.AnyWidget):
             require(control is not None, f"LiveFigure({self._name!r})", repr(name), f"controls: {list(self.controls)}")
             if isinstance(control, Point):
                 control.check_inside(value, self.panels[control.panel].x, self.panels[control.panel].y)
+            elif isinstance(control, Paint):
+                values[name] = control.text(value)
             else:
                 control.check(value)
         return values
@@ -225,6 +228,8 @@ class LiveFigure(anywidget.AnyWidget):
         control = self.controls[name]
         if isinstance(control, Choice):
             return torch.tensor(float(list(control.options).index(value)))
+        if isinstance(control, Paint):
+            return torch.tensor([[float(cell == "#") for cell in row] for row in value])
         return torch.tensor(value, dtype=torch.float32)
 
     def _named(self, evaluate: Evaluate | Mapping) -> dict[str, Evaluate]:

@@ -9,6 +9,7 @@ r"""Live figures of chapter 12: whose arrow a point follows, and the trained net
     x_{k+1} = step(v_θ, t_k, x_k, h),    t_k = k/steps,   h = 1/steps
 """
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -151,7 +152,7 @@ def flow_sampler(models: Mapping[str, nn.Module], data: Float[Tensor, "n 2"], *,
         data: Points of the target, to look at and to measure the distance to, (n, 2).
         n: Number of points that are carried.
     """
-    networks = {key: models[key].cpu().eval() for key in COUPLINGS}
+    networks = {key: copy.deepcopy(models[key]).cpu().eval() for key in COUPLINGS}  # the chapter's stay where they are
     return LiveFigure(
         name="flow-sampler",
         title="The trained networks, sampling",

@@ -8,10 +8,11 @@ constant of ``inputs``, a carried state of :class:`Repeat`, or a control.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 PALETTE_SIZE = 8
+MAX_CELLS = 64  # rows or columns of a mask: finer ones cannot be met with a finger
 _IDENTIFIER = re.compile(r"[a-z][a-z0-9_]*\Z")
 _KEY = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*\Z")
 
@@ -148,7 +149,61 @@ class Point:
         require(inside, f"Point({self.name!r}, value)", tuple(value), f"inside its panel: x in {x}, y in {y}")
 
 
-Control = Slider | Choice | Toggle | Point
+@dataclasses.dataclass(frozen=True)
+class Paint:
+    """A mask that the reader paints over a picture; ``evaluate`` gets a float32 tensor (rows, columns) of 0 and 1.
+
+    The cells lie over the *first* image of the panel's first :class:`Images`, whatever its resolution; to let a reader
+    paint on one picture and see the answer on many, give the first a panel of its own. Values travel as rows of text,
+    ``"..##...."`` with ``#`` where a cell is painted; nested 0 and 1, or a tensor of them, are turned into that.
+    """
+
+    name: str
+    label: str = dataclasses.field(kw_only=True)
+    rows: int = dataclasses.field(default=8, kw_only=True)
+    columns: int = dataclasses.field(default=8, kw_only=True)
+    value: object = dataclasses.field(default=(), kw_only=True)  # what `text` reads; () paints nothing
+    panel: int = dataclasses.field(default=0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        _check_name("Paint", self.name)
+        _check_label("Paint", self.name, self.label)
+        for side in ("rows", "columns"):
+            size = getattr(self, side)
+            fits = isinstance(size, int) and 1 <= size <= MAX_CELLS
+            require(fits, f"Paint({self.name!r}, {side})", size, f"a whole number, 1..{MAX_CELLS}")
+        empty = isinstance(self.value, tuple) and not self.value
+        object.__setattr__(self, "value", tuple(self.text(self._fill(lambda i, j: False) if empty else self.value)))
+
+    def text(self, value: Any) -> list[str]:
+        """Rows of ``#`` and ``.``, from such rows or from nested 0 and 1.
+
+        Raises:
+            ValueError: the rows are not ``rows`` times ``columns`` cells, or hold something else.
+        """
+        given = value.tolist() if hasattr(value, "tolist") else value
+        listed = isinstance(given, list | tuple) and all(isinstance(row, str | list | tuple) for row in given)
+        sizes = [len(row) for row in given] if listed else None
+        cells = [cell for row in given for cell in row] if listed else []
+        known = all(cell in ("#", ".") if isinstance(cell, str) else cell in (0, 1) for cell in cells)
+        rule = f"{self.rows} rows of {self.columns} cells, each '#' or '.', 1 or 0"
+        require(known and sizes == [self.columns] * self.rows, f"Paint({self.name!r}, value)", given, rule)
+        return ["".join("#" if cell in ("#", 1) else "." for cell in row) for row in given]
+
+    def check(self, value: Any) -> None:
+        """Raise ValueError unless ``value`` is a mask of this size."""
+        self.text(value)
+
+    def samples(self) -> list[list[str]]:
+        """The settings at which the references of the browser test are taken: all, the upper half, every other."""
+        upper, even = (lambda i, j: 2 * i < self.rows), (lambda i, j: (i + j) % 2 == 0)
+        return [self._fill(painted) for painted in (lambda i, j: True, upper, even)]
+
+    def _fill(self, painted: Callable[[int, int], bool]) -> list[str]:
+        return ["".join("#" if painted(i, j) else "." for j in range(self.columns)) for i in range(self.rows)]
+
+
+Control = Slider | Choice | Toggle | Point | Paint
 
 
 # --- marks ------------------------------------------------------------------------------------------------------------

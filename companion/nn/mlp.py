@@ -4,7 +4,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from companion.nn.embeddings import batch_time
@@ -36,7 +36,7 @@ class MLP(nn.Sequential):
 
 
 class VelocityMLP(nn.Module):
-    """A vector field on points, v(t, x), as an MLP that sees the time as one more coordinate.
+    """A vector field on points, v(t, x) or v(t, x, y), as an MLP that sees the time as one more coordinate.
 
     Args:
         dim: length of a point.
@@ -45,6 +45,8 @@ class VelocityMLP(nn.Module):
         activation: makes an activation module.
         embedding: replaces the bare time by features of it: maps (batch,) to (batch, dim_embedding).
         dim_embedding: length of these features.
+        labels: number of labels; the label `labels` itself means 'none given'. None: the network takes no label.
+        dim_label: coordinates that tell the label.
     """
 
     def __init__(
@@ -56,18 +58,29 @@ class VelocityMLP(nn.Module):
         activation: Callable[[], nn.Module] = nn.SELU,
         embedding: nn.Module | None = None,
         dim_embedding: int = 1,
+        labels: int | None = None,
+        dim_label: int = 16,
     ):
         super().__init__()
-        self.dim = dim
+        self.dim, self.labels = dim, labels
         self.embedding = embedding
-        self.net = MLP(dim + dim_embedding, dim, width=width, depth=depth, activation=activation)
+        self.label = None if labels is None else nn.Embedding(labels + 1, dim_label)
+        told = dim_embedding + (0 if labels is None else dim_label)
+        self.net = MLP(dim + told, dim, width=width, depth=depth, activation=activation)
 
     def forward(
-        self, t: Float[Tensor, "*batch_or_scalar"], x: Float[Tensor, "batch dim"]
+        self,
+        t: Float[Tensor, "*batch_or_scalar"],
+        x: Float[Tensor, "batch dim"],
+        y: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """The velocity at time `t`, () or (batch,), at the points `x`."""
+        """The velocity at time `t`, () or (batch,), at the points `x`, given the labels `y` (None: none given)."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"VelocityMLP: received x of shape {tuple(x.shape)}; it must be (batch, {self.dim})")
         t = batch_time("VelocityMLP", t, x)
-        features = t[:, None] if self.embedding is None else self.embedding(t)
-        return self.net(torch.cat([x, features], dim=1))
+        features = [x, t[:, None] if self.embedding is None else self.embedding(t)]
+        if self.label is not None:
+            features.append(self.label(torch.full((len(x),), self.labels, device=x.device) if y is None else y))
+        elif y is not None:
+            raise ValueError("VelocityMLP: received labels; a network made without `labels` takes none")
+        return self.net(torch.cat(features, dim=1))

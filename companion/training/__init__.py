@@ -2,6 +2,7 @@
 
 from companion.training.ema import EMA
 from companion.training.loop import Record, fit
-from companion.training.optimizers import adam, warmup_cosine
+from companion.training.optimizers import adam, warmup_cosine, warmup_cosine_in
+from companion.training.orthogonal import Muon, muon, orthogonalized
 
-__all__ = ["EMA", "Record", "adam", "fit", "warmup_cosine"]
+__all__ = ["EMA", "Muon", "Record", "adam", "fit", "muon", "orthogonalized", "warmup_cosine", "warmup_cosine_in"]

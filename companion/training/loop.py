@@ -4,6 +4,7 @@ for record in fit(model, loss, batches, steps=1000):
     ...                                              # draw, print, stop: the loop belongs to the caller
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ def fit(
     loss: Callable[[nn.Module, Any], Float[Tensor, ""]],
     batches: Iterable,
     *,
-    steps: int,
+    steps: int | None,
     optimizer: Optimizer | None = None,
     schedule: LRScheduler | None = None,
     clip: float | None = None,
@@ -50,7 +51,7 @@ def fit(
         model: what is trained, in training mode while the loop runs.
         loss: gives the scalar loss of the model on one batch.
         batches: an iterable of batches; it is started again when it ends.
-        steps: number of steps.
+        steps: number of steps; None: until the caller breaks off.
         optimizer: defaults to `adam(model)`.
         schedule: of the learning rate; advanced after each step.
         clip: the gradient is scaled down to at most this norm; `math.inf` measures the norm and clips nothing.
@@ -63,7 +64,8 @@ def fit(
     optimizer = optimizer or adam(model)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     model.train()
-    for step, batch in zip(range(1, steps + 1), _endless(batches), strict=False):
+    numbers = itertools.count(1) if steps is None else range(1, steps + 1)
+    for step, batch in zip(numbers, _endless(batches), strict=False):
         optimizer.zero_grad(set_to_none=True)
         value = loss(model, batch)
         value.backward()

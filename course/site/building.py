@@ -15,6 +15,7 @@ from pathlib import Path
 
 from course.chapters import CourseError, find_course
 from course.files import write_atomic
+from course.site import families
 from course.site.evidence import read_ledger
 from course.site.vendor import vendor
 
@@ -58,12 +59,14 @@ def build(root: Path | None = None, *, force: bool = False) -> Path:
         The folder of the site.
 
     Raises:
-        CourseError: npm or the network is missing, an equation or a mistake has no test, or Jupyter Book warned. The
-            site built before stays as it was.
+        CourseError: npm or the network is missing, an equation or a mistake has no test, the file of the families is
+            broken, or Jupyter Book warned. The site built before stays as it was.
     """
     root = find_course(root).root
     vendor(root)
     check_evidence(root)
+    if (root / families.FILE).is_file():
+        families.read(root)
     if not force and is_current(root):
         print("The site is up to date.", flush=True)
         return site_folder(root)

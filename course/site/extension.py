@@ -21,6 +21,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
 from course.chapters import SLUG
+from course.site import families
 from course.site.building import DRAFT
 from course.site.docstrings import to_rst
 from course.site.evidence import Evidence, Ledger, read_ledger
@@ -46,6 +47,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", plain_docstring, priority=100)  # before napoleon
     app.connect("missing-reference", follow_export)
     app.connect("html-page-context", describe_page)
+    families.setup(app)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 

@@ -85,6 +85,14 @@ def test_every_exercise_has_an_entry_an_answer_cell_and_a_solution(chapter):
         exercises.find(name)
 
 
+def test_every_exercise_of_the_package_stands_in_one_chapter():
+    """An exercise that no page asks is dead, and one that two pages ask has two solutions to keep alike."""
+    named = [f"{topic}.{name}" for topic in exercises.topics() for name in exercises.names(topic)]
+    asked = [cell.metadata["name"] for chapter in CHAPTERS for cell in cells(chapter, "code")
+             if "answer" in cell.metadata.get("tags", [])]  # fmt: skip
+    assert sorted(name.partition(".")[2] for name in named) == sorted(asked)
+
+
 @each_chapter
 def test_solutions_are_collapsed(chapter):
     assert {option(body, "class") for _, body in blocks(chapter, "solution")} == {"dropdown"}

@@ -15,6 +15,7 @@ DECLARED = [  # every file of the repository matches one of these
     r"course/(site/)?[a-z_]+\.py|course/site/[a-z]+\.(yml|css)",
     r"notebooks/(jupytext\.toml|\d\d(-[a-z0-9]+)+\.(md|ipynb))",
     r"book/(_config\.yml|_toc\.yml|[a-z]+\.md|references\.bib|package(-lock)?\.json|\.npmrc|api/[a-z]+\.md)",
+    r"book/families\.json",
     r"book/_static/[a-z-]+\.(css|js|svg)|book/_static/live/[a-z0-9-]+/([\w-]+\.onnx|reference\.json)",
     r"tests/([a-z]+/)?([a-z_0-9]+)\.py",
     r"benchmarks/([a-z_0-9]+\.py|results\.json)",

@@ -11,7 +11,7 @@ from course.cli import main, pytest_arguments
 from tests.course.test_notebooks import BODY, committed
 from tests.course.toy import code
 
-COMMANDS = ["site", "test", "lab", "author", "run", "check", "bench", "help"]
+COMMANDS = ["site", "test", "lab", "author", "run", "check", "bench", "compare", "help"]
 
 
 @pytest.fixture
@@ -150,6 +150,26 @@ def test_test_stops_at_a_stale_notebook_and_runs_pytest_once_otherwise(inside, m
     assert site == "site"
     assert command == ["pytest", *pytest_arguments(["-k", "ode"])]
     assert environment == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "handed_on"),
+    [
+        ([], []),
+        (["--only", "vae", "ddpm", "--seconds", "5"], ["--only", "vae", "ddpm", "--seconds=5.0"]),
+    ],
+)
+def test_compare_runs_the_comparison_on_one_thread_and_hands_on_its_status(inside, monkeypatch, arguments, handed_on):
+    calls = []
+    monkeypatch.setattr(cli, "_call", lambda course, command, **environment: calls.append((command, environment)) or 2)
+    assert main(["compare", *arguments]) == 2
+    assert calls == [(["benchmarks.compare", *handed_on], {"OMP_NUM_THREADS": "1"})]
+
+
+def test_seconds_that_are_no_number_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--seconds", "sixty"])
+    assert "invalid float value: 'sixty'" in capsys.readouterr().err
 
 
 def test_pytest_gets_all_tests_and_all_notebooks_and_never_splits_a_notebook():

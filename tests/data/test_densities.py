@@ -198,6 +198,19 @@ def test_velocity_score_and_posterior_mean_are_one_field_in_three_forms(name, pa
 
 
 @every_mixture
+@every_path
+def test_component_and_noisy_point_together_have_the_law_that_at_time_has(name, path):
+    """A mixture made for each row's time: its log_prob and posterior are the sum and the shares of the joint."""
+    density, x = DENSITIES[name](), 2 * randn(4, 2, generator=generator(4), dtype=DOUBLE)
+    t = torch.tensor([0.0, 0.3, 0.8, 1.0], dtype=DOUBLE)
+    joint = density.marginal_log_joint(path, t, x)
+    for i, time in enumerate(t):
+        law = density.at_time(path, time)
+        torch.testing.assert_close(joint[i].logsumexp(0), law.log_prob(x[i : i + 1])[0])
+        torch.testing.assert_close(joint[i].softmax(0), law.posterior(x[i : i + 1])[0])
+
+
+@every_mixture
 def test_at_the_ends_of_time_the_field_is_finite_and_known(name):
     """At t = 0 the velocity of CondOT is mean − x; at t = 1 the score is that of the data."""
     density, x = DENSITIES[name](), randn(16, 2, generator=generator(9), dtype=DOUBLE)
@@ -277,3 +290,30 @@ def test_a_time_outside_zero_and_one_is_refused():
 def test_parameters_must_be_positive(make):
     with pytest.raises(ValueError, match="positive and finite"):
         make(0.0)
+
+
+def test_a_mixture_with_numbers_for_its_signal_and_noise_is_the_law_of_their_sum():
+    """Chi-square of drawn sums α x + σ ε over squares; its false-alarm rate is 1e-6."""
+    alpha, sigma, data = 0.6, 0.8, slanted_mixture()
+    x = data.sample(20_000, generator=generator(4))
+    y = alpha * x + sigma * randn(20_000, 2, generator=generator(5), dtype=DOUBLE)
+    law = data.noised(alpha, torch.tensor(sigma))
+    assert_samples_follow(law, y)
+    point = randn(6, 2, generator=generator(6), dtype=DOUBLE)
+    for one, other in ((torch.tensor(alpha), torch.tensor(sigma)), (torch.full((6,), alpha), torch.full((6,), sigma))):
+        torch.testing.assert_close(data.noised_score(one.double(), other.double(), point), law.score(point))
+    levels = torch.tensor([0.1, 0.5, 0.9], dtype=DOUBLE)
+    together = data.noised_score(levels, 1 - levels, point[:3])
+    for row, level in enumerate(levels):
+        torch.testing.assert_close(together[row], data.noised(level, 1 - level).score(point[:3])[row])
+
+
+def test_signals_and_noises_that_are_no_numbers_of_their_points_are_refused():
+    data, x = slanted_mixture(), torch.zeros(3, 2, dtype=DOUBLE)
+    for alpha in (math.nan, math.inf, torch.ones(2)):
+        with pytest.raises(
+            ValueError, match=r"GaussianMixture.noised: received alpha = .*; it must be one finite number"
+        ):
+            data.noised(alpha, 1.0)
+    with pytest.raises(ValueError, match=r"noised_score: received alpha of shape \(2,\) for x .*; it must be \(\) or"):
+        data.noised_score(torch.ones(2), torch.ones(2), x)

@@ -12,6 +12,7 @@ from companion.live import (
     Images,
     Line,
     LiveFigure,
+    Paint,
     Panel,
     Point,
     Points,
@@ -120,6 +121,33 @@ def sampler() -> LiveFigure:
 def _outputs(x: Tensor, v: Tensor, steps: Tensor) -> dict[str, Tensor]:
     x_next = x + v / steps
     return {"x_next": x_next, "before": x + 0.0, "first": x_next[:, 0], "moved": (x_next - x).norm(dim=1).mean()}
+
+
+def painter() -> LiveFigure:
+    """A mask over the first of three images: painted pixels are replaced by the mean of the others, or by a level."""
+    across = torch.linspace(-1, 1, 12)
+    images = torch.stack([across.expand(8, 12), -across.expand(8, 12), across.expand(8, 12).abs() - 0.5])
+
+    def evaluate(images: Tensor, mask: Tensor, level: Tensor) -> dict[str, Tensor]:
+        hole = mask.repeat_interleave(2, dim=0).repeat_interleave(2, dim=1)
+        return {"filled": torch.where(hole > 0.5, level, images), "hidden": mask.mean()}
+
+    return LiveFigure(
+        name="demo-painter",
+        title="Pixels that are painted over",
+        description="{mask}: a part {hidden} of the picture, filled with {level}.",
+        controls=[
+            Paint("mask", label="hide these pixels", rows=4, columns=6, value=["......", ".##...", ".##...", "......"]),
+            Slider("level", label="fill with", low=-1, high=1, step=0.1, value=0),
+        ],
+        evaluate=evaluate,
+        inputs={"images": images},
+        panels=[
+            Panel(title="Given", marks=[Images("images", columns=1)]),
+            Panel(title="Filled", marks=[Images("filled", columns=2)]),
+        ],
+        readouts=[Readout("hidden", label="hidden", output="hidden", digits=2)],
+    )
 
 
 def fragile() -> LiveFigure:

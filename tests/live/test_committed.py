@@ -105,4 +105,6 @@ def replay(spec, arrays, case):
 
 def number(control, value):
     """A control's value as the graph takes it."""
+    if control["kind"] == "paint":
+        return [[float(cell == "#") for cell in row] for row in value]
     return [key for key, _ in control["options"]].index(value) if control["kind"] == "choice" else value

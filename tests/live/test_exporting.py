@@ -35,14 +35,14 @@ def answer(content, inputs):
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Both demonstration figures, exported."""
+    """The demonstration figures, exported."""
     folder = tmp_path_factory.mktemp("live")
-    for name in ("wave", "sampler"):
+    for name in ("wave", "sampler", "painter"):
         exporting.export(DEMO[name](), folder)
     return folder
 
 
-@pytest.mark.parametrize("name", ["wave", "sampler"])
+@pytest.mark.parametrize("name", ["wave", "sampler", "painter"])
 def test_onnx_runtime_gives_torchs_numbers(exported, name):
     """Every call at every reference setting, by another implementation of each operation: 1e-5 of the output's size."""
     figure = DEMO[name]()
@@ -58,7 +58,7 @@ def test_onnx_runtime_gives_torchs_numbers(exported, name):
 def test_a_second_export_is_byte_identical(exported, tmp_path):
     """Names and order depend on the function alone, not on what was exported before."""
     exporting.export(line(lambda a, x: {"y": a * x}), tmp_path)
-    for name in ("sampler", "wave"):
+    for name in ("painter", "sampler", "wave"):
         exporting.export(DEMO[name](), tmp_path)
     files = sorted(path.relative_to(exported) for path in exported.rglob("*.*"))
     assert [(path, (tmp_path / path).read_bytes()) for path in files] == [
@@ -100,6 +100,18 @@ def test_the_reference_holds_torchs_answers(exported):
             assert record["shape"] == list(expected.shape)
             np.testing.assert_allclose(expected.flatten()[:: record["stride"]], record["data"], rtol=1e-6, atol=1e-6)
     assert (exported / figure.name / "reference.json").stat().st_size <= 200_000
+
+
+def test_the_reference_of_a_mask_holds_a_few_masks(exported):
+    """The first mask, all cells, the upper half and every other cell, as rows of text, with torch's answers."""
+    reference = json.loads((exported / "demo-painter" / "reference.json").read_text())
+    masks = {tuple(case["values"]["mask"]): case["outputs"]["hidden"]["data"] for case in reference["cases"]}
+    assert masks == {
+        ("......", ".##...", ".##...", "......"): [pytest.approx(1 / 6)],
+        ("######",) * 4: [1],
+        ("######", "######", "......", "......"): [0.5],
+        ("#.#.#.", ".#.#.#") * 2: [0.5],
+    }
 
 
 def test_the_environment_variable_makes_a_figure_write_its_graphs(tmp_path, monkeypatch):

@@ -8,11 +8,28 @@ import pytest
 import torch
 from torch import nn
 
-from companion.live import Choice, Line, LiveFigure, Panel, Point, Points, Readout, Repeat, Slider, Toggle, Trails
+from companion.live import (
+    Choice,
+    Heat,
+    Images,
+    Line,
+    LiveFigure,
+    Paint,
+    Panel,
+    Point,
+    Points,
+    Readout,
+    Repeat,
+    Slider,
+    Toggle,
+    Trails,
+)
 
 DEMO = runpy.run_path(str(pathlib.Path(__file__).parent / "demo.py"))
 X = torch.linspace(0, 1, 5)
 OUTSIDE = Point("p", label="p", value=(5, 5))
+MASK = Paint("m", label="m", rows=2, columns=3)
+TILES = Panel(marks=[Images("z")])
 
 
 def build(**changes):
@@ -46,6 +63,44 @@ def test_evaluate_receives_each_kind_of_control_as_a_float32_tensor():
     build(controls=controls, evaluate=evaluate, description="{a}")
     assert {key: value.dtype for key, value in seen.items()} == dict.fromkeys("abcp", torch.float32)
     assert {key: value.tolist() for key, value in seen.items()} == {"a": 0.5, "b": 1.0, "c": 1.0, "p": [0.5, 1.5]}
+
+
+def test_evaluate_receives_a_painted_mask_as_zeros_and_ones():
+    """Rows of text, nested numbers and a tensor mean the same mask; what is kept, and travels, are rows of text."""
+    paint = Paint("m", label="m", rows=2, columns=3, value=[[0, 1, 0], [1, 0, 0]])
+    figure = build(
+        controls=[paint],
+        evaluate=lambda m, z: {"y": m * z.mean() + m},
+        inputs={"z": torch.zeros(1, 4, 6)},
+        description="{m}",
+        panels=[TILES],
+    )
+    expected = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    assert figure.values == {"m": [".#.", "#.."]}
+    torch.testing.assert_close(figure.compute()["y"], expected, rtol=0, atol=0)
+    for same in (["##.", "..#"], ("##.", "..#"), [[1, 1, 0], [False, 0, True]], torch.tensor([[1, 1, 0], [0, 0, 1]])):
+        figure.values = {"m": same}
+        assert figure.values == {"m": ["##.", "..#"]}
+    assert figure.compute(m=torch.ones(2, 3))["y"].tolist() == [[1.0] * 3] * 2
+    assert figure.spec["controls"][0]["value"] == [".#.", "#.."]
+
+
+def test_a_mask_is_bare_unless_it_is_told_otherwise():
+    """Without a value nothing is painted; the settings of the references paint all, a half and every other cell."""
+    assert MASK.value == ("...", "...")
+    assert MASK.samples() == [["###", "###"], ["###", "..."], ["#.#", ".#."]]
+    for sample in MASK.samples():
+        MASK.check(sample)
+
+
+def test_a_mask_can_be_drawn_like_any_tensor():
+    """A heat map of the mask itself needs no output of evaluate."""
+    heat = Panel(x=(0, 1), y=(0, 1), marks=[Heat("m")])
+    controls, inputs = [MASK], {"z": torch.zeros(1, 4, 6)}
+    figure = build(
+        controls=controls, inputs=inputs, evaluate=lambda m: {"y": m}, description="{m}", panels=[TILES, heat]
+    )
+    assert figure.spec["panels"][1]["marks"][0]["values"] == "m"
 
 
 def test_a_function_receives_only_the_inputs_that_it_names():
@@ -130,6 +185,11 @@ def test_constants_travel_as_one_run_of_float32():
         ({"select": "a"}, "Choice controls"),
         ({"controls": [Slider("a", label="a", low=0, high=1, step=1, value=1)] * 2}, "distinct"),
         ({"controls": [OUTSIDE], "description": "{p}", "evaluate": lambda x: {"y": x}}, "inside its panel"),
+        ({"controls": [MASK], "description": "{m}", "evaluate": lambda x: {"y": x}}, "shows Images"),
+        ({"controls": [Paint("m", label="m", panel=1)], "description": "{m}", "evaluate": lambda x: {"y": x}},
+         "its panel exists"),
+        ({"controls": [MASK, Paint("n", label="n")], "description": "{m}", "evaluate": lambda x: {"y": x},
+          "inputs": {"x": X, "z": torch.zeros(1, 4, 6)}, "panels": [TILES]}, "one mask a panel"),
         ({"readouts": [Readout("r", label="r", output="y")]}, "one number"),
         ({"repeat": Repeat(count="a", carry={"x": "y"})}, "whole steps"),
         ({"repeat": Repeat(count=3, carry={"q": "y"})}, "starts from"),
@@ -159,6 +219,13 @@ def test_a_figure_that_does_not_fit_is_refused_with_the_rule(changes, message):
         (lambda: Choice("a", label="a", options={"One": "1", "two": "2"}, value="two"), "kebab-case"),
         (lambda: Choice("a", label="a", options={"one": "1", "two": "2"}, value="three"), "one of"),
         (lambda: Point("p", label="p", value=(0, float("nan"))), "finite"),
+        (lambda: Paint("m", label="m", rows=0), "1..64"),
+        (lambda: Paint("m", label="m", columns=65), "1..64"),
+        (lambda: Paint("m", label="m", rows=2, columns=2, value=["..", "."]), "2 rows of 2 cells"),
+        (lambda: Paint("m", label="m", rows=2, columns=2, value=["..", ".x"]), "2 rows of 2 cells"),
+        (lambda: Paint("m", label="m", rows=2, columns=2, value=[[0, 1], [0, 0.5]]), "2 rows of 2 cells"),
+        (lambda: Paint("m", label="m", rows=2, columns=2, value=[0, 1, 0, 1]), "2 rows of 2 cells"),
+        (lambda: Paint("m", label="m", rows=2, columns=2, value=None), "2 rows of 2 cells"),
         (lambda: Points("x", color=8), "palette"),
         (lambda: Points("x", alpha=0), "alpha"),
         (lambda: Points("x", limits=(1, 1)), "low < high"),
@@ -225,7 +292,7 @@ def test_a_bad_question_is_answered_with_its_error(content, message):
 
 def test_the_demonstration_uses_every_part():
     """What the browser tests run on covers all kinds of controls and marks but the plain point cloud of others."""
-    specs = [DEMO[name]().spec for name in ("wave", "sampler")]
+    specs = [DEMO[name]().spec for name in ("wave", "sampler", "painter")]
     kinds = {mark["kind"] for spec in specs for panel in spec["panels"] for mark in panel["marks"]}
     assert kinds == {"area", "arrows", "bars", "heat", "images", "line", "points", "segments", "trails"}
     assert {control["kind"] for spec in specs for control in spec["controls"]} == {
@@ -233,4 +300,5 @@ def test_the_demonstration_uses_every_part():
         "choice",
         "toggle",
         "point",
+        "paint",
     }

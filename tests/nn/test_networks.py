@@ -8,6 +8,7 @@ from torch import nn
 
 from companion.device import default_device, generator, rand, randn, seeded
 from companion.nn import MLP, FourierFeatures, ResidualBlock, SinusoidalEmbedding, UNet, VelocityMLP
+from companion.nn.unet import Attention, ChannelNorm
 
 
 def unsettled(model: nn.Module) -> nn.Module:
@@ -102,6 +103,29 @@ def test_the_last_label_means_none():
     assert not torch.allclose(model(t, x, torch.tensor([0, 1, 2])), none)
 
 
+def test_the_last_label_means_none_to_an_mlp_too():
+    """Labels differ, 'none' is what no label gives, and only the labels that were told get a gradient."""
+    torch.manual_seed(0)
+    model, x = VelocityMLP(2, labels=3), randn(4, 2, generator=generator(0))
+    t = torch.tensor(0.5)
+    assert torch.equal(model(t, x), model(t, x, torch.full((4,), 3)))
+    same = x[:1].expand(4, 2)
+    assert torch.pdist(model(t, same, torch.arange(4))).min() > 1e-3
+    torch.testing.assert_close(model(t, same, torch.arange(4))[2:3], model(t, x[:1], torch.tensor([2])))
+    model(t, x, torch.tensor([0, 1, 0, 1])).sum().backward()
+    assert model.label.weight.grad.abs().sum(1).gt(0).tolist() == [True, True, False, False]
+
+
+def test_an_mlp_without_labels_has_the_weights_it_always_had():
+    """The same layers, filled by the same draws, as an MLP on the point and the time."""
+    torch.manual_seed(0)
+    model = VelocityMLP(2, width=8)
+    torch.manual_seed(0)
+    plain = MLP(3, 2, width=8)
+    assert list(model.state_dict()) == [f"net.{name}" for name in plain.state_dict()]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
 def test_weights_follow_the_generator():
     def make(seed):
         with seeded(generator(seed)):
@@ -114,6 +138,42 @@ def test_weights_follow_the_generator():
 def test_a_residual_block_is_the_identity_before_training():
     block, x = ResidualBlock(8, 8, 4), randn(2, 8, 4, 4, generator=generator(0))
     assert torch.equal(block(x, randn(2, 4, generator=generator(1))), x)
+
+
+def test_each_pixel_is_normalized_by_itself():
+    """Mean 0 and variance 1 over the channels of every pixel, whatever its neighbors hold."""
+    x = 3 + 5 * randn(2, 16, 4, 6, generator=generator(0))
+    h = ChannelNorm(16, affine=False)(x)
+    torch.testing.assert_close(h.mean(dim=1), torch.zeros(2, 4, 6), rtol=0, atol=1e-5)
+    torch.testing.assert_close(h.var(dim=1, correction=0), torch.ones(2, 4, 6), rtol=1e-3, atol=0)
+    x[0, :, 1, 1] *= 7
+    torch.testing.assert_close(ChannelNorm(16, affine=False)(x)[0, :, 2:], h[0, :, 2:])
+
+
+def test_attention_is_that_of_torch():
+    """`nn.MultiheadAttention` with the same weights on the normalized pixels."""
+    attention, x = unsettled(Attention(8, heads=2)), randn(3, 8, 4, 2, generator=generator(0))
+    oracle = nn.MultiheadAttention(8, 2, batch_first=True)
+    with torch.no_grad():
+        oracle.in_proj_weight.copy_(attention.to_qkv.weight)
+        oracle.in_proj_bias.copy_(attention.to_qkv.bias)
+        oracle.out_proj.load_state_dict(attention.to_out.state_dict())
+    pixels = attention.norm(x.flatten(2).transpose(1, 2))
+    expected = x + oracle(pixels, pixels, pixels)[0].transpose(1, 2).reshape(x.shape)
+    torch.testing.assert_close(attention(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_images_stay_channels_last_inside_the_unet():
+    """Else each convolution would copy its input to another order and back."""
+    model, orders = UNet(channels=(8, 16)), []
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(
+                lambda _, __, out: orders.append(out.is_contiguous(memory_format=torch.channels_last))
+            )
+    model(torch.tensor(0.5), randn(2, 1, 8, 8, generator=generator(0)))
+    assert len(orders) == 13
+    assert all(orders)
 
 
 def test_the_sinusoidal_embedding_tells_all_times_apart():
@@ -140,6 +200,7 @@ def test_fourier_features_have_a_kernel_that_depends_on_the_difference():
     [
         (lambda: VelocityMLP(2)(torch.tensor(0.5), torch.zeros(4, 3)), r"received x of shape \(4, 3\).*\(batch, 2\)"),
         (lambda: VelocityMLP(2)(torch.zeros(3), torch.zeros(4, 2)), r"received t of shape \(3,\)"),
+        (lambda: VelocityMLP(2)(torch.tensor(0.5), torch.zeros(2, 2), torch.zeros(2, dtype=torch.long)), "takes none"),
         (lambda: UNet()(torch.tensor(0.5), torch.zeros(1, 3, 8, 8)), r"it must be \(batch, 1, height, width\)"),
         (lambda: UNet()(torch.tensor(0.5), torch.zeros(1, 1, 7, 8)), "multiples of 2"),
         (lambda: UNet()(torch.tensor(0.5), torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long)), "takes none"),

@@ -135,7 +135,7 @@ def test_closed_form_numbers_are_those_of_torch_now(figures):
 def test_the_text_alternative_follows_the_controls(figures):
     """The description that screen readers are given is complete and is rewritten when a value changes."""
     for view in figures:
-        words = view.locator(".live-unseen")
+        words = view.locator("p.live-unseen")
         before = words.text_content()
         assert "{" not in before
         assert "undefined" not in before
@@ -169,6 +169,9 @@ def computed(view):
 
 def keyboard(control):
     """The inputs of one control and the keys that must change something: [(input, key)]."""
+    mask = f'[data-paint="{control.get_attribute("data-control")}"]'
+    if "live-paint" in control.get_attribute("class"):
+        return [(control.locator("xpath=ancestor::section").locator(mask), "Space")]
     ranges = control.locator("input[type=range]").all()
     if ranges:
         lowest = [box.evaluate("box => box.value === box.min") for box in ranges]
@@ -221,7 +224,8 @@ def closed_forms():
 
 
 def off_default(figure):
-    """Values between the references: sliders at about two thirds, points off center, the last option of each choice."""
+    """Values between the references: sliders at about two thirds, points off center, the last option of each choice,
+    every third cell of a mask."""
     values = {}
     for name, control in figure.controls.items():
         if hasattr(control, "low"):
@@ -231,6 +235,10 @@ def off_default(figure):
             values[name] = list(control.options)[-1]
         elif isinstance(control.value, bool):
             values[name] = control.value
+        elif hasattr(control, "rows"):
+            values[name] = [
+                "".join(".#"[(2 * i + j) % 3 == 0] for j in range(control.columns)) for i in range(control.rows)
+            ]
         else:
             (x0, x1), (y0, y1) = figure.panels[control.panel].x, figure.panels[control.panel].y
             values[name] = [x0 + 0.4 * (x1 - x0), y0 + 0.7 * (y1 - y0)]

@@ -13,10 +13,12 @@ from companion.live import exporting
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEMO = runpy.run_path(str(ROOT / "tests" / "live" / "demo.py"))
+FIGURES = ("wave", "sampler", "painter")
 SETTLE = """async view => {
     await view.liveFigure.settle();
     for (let i = 0; i < 3; i++) await new Promise((done) => requestAnimationFrame(done));
 }"""
+TARGETS = "button:visible, input:visible, select:visible, label:has(input:visible), .live-cell"
 PICTURE = "view => [...view.querySelectorAll('canvas')].map((canvas) => canvas.toDataURL()).join('|')"
 OUTPUTS = "view => Object.fromEntries(Object.entries(view.liveFigure.outputs).map(([k, { data }]) => [k, [...data]]))"
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -32,7 +34,7 @@ html[data-theme=dark] body {{ background: #14181e; color: #ddd }} .space {{ heig
 def demo_url(tmp_path_factory, serve, site):
     """The address of a small site: the exported demonstration figures, the host script and ONNX Runtime."""
     folder = tmp_path_factory.mktemp("demo")
-    figures = [DEMO[name]() for name in ("wave", "sampler")]
+    figures = [DEMO[name]() for name in FIGURES]
     for figure in figures:
         exporting.export(figure, folder / "_static" / "live")
     shutil.copy(ROOT / "book" / "_static" / "live-host.js", folder / "_static")
@@ -81,9 +83,9 @@ def test_the_engine_is_loaded_only_when_a_figure_comes_into_view(open_demo):
     assert [path for path in page.fetched if path.endswith("ort.wasm.min.mjs")]
 
 
-@pytest.mark.parametrize("name", ["wave", "sampler"])
+@pytest.mark.parametrize("name", FIGURES)
 def test_numbers_equal_torchs(open_demo, name):
-    """Both figures share one page and one WebAssembly instance; their outputs are torch's, trails of steps included."""
+    """All figures share one page and one WebAssembly instance; their outputs are torch's, trails of steps included."""
     view = figure(open_demo(), name)
     outputs = view.evaluate(OUTPUTS)
     for key, expected in DEMO[name]().compute().items():
@@ -200,7 +202,7 @@ def test_axe_finds_nothing(open_demo, axe, theme):
     """WCAG 2.2 AA and axe's best practices, in both themes, with every kind of control on the page."""
     page = open_demo()
     page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
-    for name in ("wave", "sampler"):
+    for name in FIGURES:
         figure(page, name)
     page.evaluate(axe)
     found = page.evaluate("axe.run(document).then((result) => result.violations.map((v) => [v.id, v.nodes[0].html]))")
@@ -211,10 +213,8 @@ def test_every_target_is_large_enough_for_a_finger(open_demo, page):
     """WCAG 2.2, 2.5.8: what is clicked measures at least 24 by 24 pixels, at phone width."""
     page.set_viewport_size({"width": 390, "height": 844})
     open_demo()
-    for name in ("wave", "sampler"):
-        for target in (
-            figure(page, name).locator("button:visible, input:visible, select:visible, label:has(input:visible)").all()
-        ):
+    for name in FIGURES:
+        for target in figure(page, name).locator(TARGETS).all():
             if target.evaluate("t => t.matches('[type=checkbox], [type=radio]')"):
                 continue  # its label is the target
             box = target.bounding_box()
@@ -246,3 +246,152 @@ def test_reset_restores_the_first_picture(open_demo):
     view.locator(".live-reset").press("Enter")
     view.evaluate(SETTLE)
     assert view.evaluate(PICTURE) == first
+
+
+# --- the mask ---------------------------------------------------------------------------------------------------------
+
+MASK = "view => view.liveFigure.shown.mask"
+SELECTED = """view => [...view.querySelectorAll('[role=row]')].map((row) =>
+    [...row.children].map((cell) => cell.getAttribute('aria-selected') === 'true' ? '#' : '.').join(''))"""
+FIRST_MASK = ["......", ".##...", ".##...", "......"]
+
+
+def painted(view):
+    """The mask once the picture belongs to it; what the figure computes with is what the grid shows."""
+    view.evaluate(SETTLE)
+    shown = view.evaluate(MASK)
+    assert view.evaluate(SELECTED) == shown
+    return shown
+
+
+def middle(view, row, column):
+    """Where a cell's middle lies on the page."""
+    box = view.locator("[role=row]").nth(row).locator("[role=gridcell]").nth(column).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_a_stroke_of_the_mouse_paints_all_cells_that_it_crosses(open_demo):
+    """The first cell decides: on a bare one the stroke sets, on a painted one it clears; a quick hand skips none."""
+    page = open_demo()
+    view = figure(page, "painter")
+    assert painted(view) == FIRST_MASK
+    page.mouse.move(*middle(view, 0, 0))
+    page.mouse.down()
+    page.mouse.move(*middle(view, 0, 5))  # in one leap, and back over the painted ones
+    page.mouse.move(*middle(view, 0, 2))
+    page.mouse.up()
+    assert painted(view) == ["######", ".##...", ".##...", "......"]
+    page.mouse.move(*middle(view, 2, 2))
+    page.mouse.down()
+    page.mouse.move(*middle(view, 0, 2))
+    page.mouse.up()
+    page.mouse.move(*middle(view, 3, 5))  # the button is up: nothing is painted
+    assert painted(view) == ["##.###", ".#....", ".#....", "......"]
+    assert "7 of 24 cells are painted" in view.locator('[data-control="mask"]').inner_text()
+    expected = DEMO["painter"]().compute(mask=["##.###", ".#....", ".#....", "......"])["filled"].flatten()
+    torch.testing.assert_close(torch.tensor(view.evaluate(OUTPUTS)["filled"]), expected)
+
+
+def test_a_stroke_that_leaves_the_picture_paints_nothing_outside(open_demo):
+    """Beyond the edge the hand draws on nothing; where it returns it paints again."""
+    page = open_demo()
+    view = figure(page, "painter")
+    page.mouse.move(*middle(view, 1, 5))
+    page.mouse.down()
+    x, y = middle(view, 1, 5)
+    page.mouse.move(x + 200, y)
+    page.mouse.move(x + 200, middle(view, 3, 5)[1])
+    page.mouse.move(*middle(view, 3, 5))
+    page.mouse.up()
+    assert painted(view) == ["......", ".##..#", ".##...", ".....#"]
+
+
+def test_the_right_button_paints_nothing(open_demo):
+    """It opens the browser's menu."""
+    page = open_demo()
+    view = figure(page, "painter")
+    page.mouse.click(*middle(view, 0, 0), button="right")
+    assert painted(view) == FIRST_MASK
+
+
+def test_the_keyboard_paints(open_demo):
+    """One stop; arrows move a visible cursor that stays inside; space toggles; shift with an arrow paints on."""
+    view = figure(open_demo(), "painter")
+    grid = view.locator("[data-paint]")
+    assert view.locator("[data-paint], [data-paint] [tabindex]").count() == 1
+    for key in ("ArrowUp", "ArrowLeft", "Space", "Shift+ArrowDown", "Shift+ArrowRight"):
+        grid.press(key)
+    assert painted(view) == ["#.....", "###...", ".##...", "......"]
+    cursor = view.locator(f'[id="{grid.get_attribute("aria-activedescendant")}"]')
+    assert cursor.get_attribute("aria-label") == "row 2, column 2"
+    assert cursor.evaluate("cell => getComputedStyle(cell, '::after').borderTopWidth") == "2px"
+    grid.press("Space")
+    grid.press("Control+End")
+    grid.press("Enter")
+    assert painted(view) == ["#.....", "#.#...", ".##...", ".....#"]
+    grid.press("Home")
+    grid.press("ArrowLeft")
+    grid.press("Space")
+    assert painted(view) == ["#.....", "#.#...", ".##...", "#....#"]
+
+
+def test_clear_and_reset_of_a_mask(open_demo):
+    """Clear leaves nothing painted and Reset brings back the first mask; both are buttons."""
+    view = figure(open_demo(), "painter")
+    view.get_by_role("button", name="Clear: hide these pixels").press("Enter")
+    assert painted(view) == ["......"] * 4
+    assert view.locator("p.live-unseen").text_content().startswith("0 of 24 cells are painted: a part 0.0 of")
+    view.locator(".live-reset").press("Enter")
+    assert painted(view) == FIRST_MASK
+
+
+def test_a_mask_from_another_view_is_adopted(open_demo):
+    """Values set elsewhere appear in the grid, in the picture and in words that say where the cells lie."""
+    view = figure(open_demo(), "painter")
+    before = view.evaluate(PICTURE)
+    view.evaluate("view => view.liveFigure.set('mask', ['......', '......', '....#.', '......'])")
+    assert painted(view) == ["......", "......", "....#.", "......"]
+    assert view.evaluate(PICTURE) != before
+    words = view.locator("p.live-unseen").text_content()
+    assert words.startswith("1 of 24 cells is painted, in row 3 and column 5: a part 0.042 of the picture")
+
+
+def test_a_finger_paints_on_the_picture_and_scrolls_beside_it(new_page, demo_url):
+    """A touch on the mask paints and the page stays; a swipe that begins beside it scrolls the page as ever."""
+    page = new_page(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True)
+    page.goto(f"{demo_url}index.html")
+    view = figure(page, "painter")
+    page.evaluate("window.scrollTo(0, document.body.scrollHeight - 1200)")
+    view.locator("[data-paint]").scroll_into_view_if_needed()
+    place = page.evaluate("window.scrollY")
+    swipe(page, middle(view, 0, 0), middle(view, 3, 0))
+    assert painted(view) == ["#.....", "###...", "###...", "#....."]
+    assert page.evaluate("window.scrollY") == place
+    title = view.locator(".live-panel-title").first.bounding_box()
+    swipe(page, (title["x"] + 20, title["y"] + 8), (title["x"] + 20, title["y"] - 120))
+    page.wait_for_function("place => window.scrollY > place + 50", arg=place)
+    assert painted(view) == ["#.....", "###...", "###...", "#....."]
+
+
+def test_two_fingers_take_a_stroke_back(open_demo):
+    """Zooming with two fingers cancels the pointer: what the first finger had painted on the way is undone."""
+    page = open_demo()
+    view = figure(page, "painter")
+    page.mouse.move(*middle(view, 0, 0))
+    page.mouse.down()
+    page.mouse.move(*middle(view, 0, 3))
+    view.locator("[data-paint]").dispatch_event("pointercancel")
+    page.mouse.move(*middle(view, 3, 3))
+    assert painted(view) == FIRST_MASK
+
+
+def swipe(page, start, end):
+    """One finger from start to end, as the screen reports it."""
+    session = page.context.new_cdp_session(page)
+    touch = lambda kind, *at: session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": list(at)})  # noqa: E731
+    touch("touchStart", {"x": start[0], "y": start[1]})
+    for k in range(1, 9):
+        touch(
+            "touchMove", *[{"x": start[0] + (end[0] - start[0]) * k / 8, "y": start[1] + (end[1] - start[1]) * k / 8}]
+        )
+    touch("touchEnd")

@@ -10,7 +10,7 @@ from torch import nn
 
 from companion.device import generator, randn, seeded
 from companion.nn import MLP
-from companion.training import EMA, Record, adam, fit, warmup_cosine
+from companion.training import EMA, Record, adam, fit, warmup_cosine, warmup_cosine_in
 
 
 @pytest.fixture
@@ -199,10 +199,45 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_cosine(model, data):
     assert sorted(rates[4:], reverse=True) == rates[4:]
 
 
+def test_the_rate_can_follow_a_clock(model, data):
+    """A clock that runs unevenly: the rate depends on what it shows, not on how many steps were taken."""
+    clock = [0.0, 0.05, 0.1, 0.1, 0.55, 0.55, 1.0, 1.3]
+    shows = iter([*clock, 2.0])
+    optimizer = adam(model, 0.1)
+    schedule = warmup_cosine_in(optimizer, lambda: next(shows), warmup=0.1)
+    records = fit(model, squared_error, [data], steps=None, optimizer=optimizer, schedule=schedule)
+    rates = [record.learning_rate for record in islice(records, len(clock))]
+    assert rates == pytest.approx([0.001, 0.05, 0.1, 0.1, 0.05, 0.05, 0, 0], abs=1e-9)
+
+
+@pytest.mark.parametrize("warmup", [-0.1, 1.0])
+def test_a_warmup_is_a_share_of_the_training(model, warmup):
+    with pytest.raises(ValueError, match="0 ≤ warmup < 1"):
+        warmup_cosine_in(adam(model), lambda: 0.0, warmup=warmup)
+
+
+def test_without_a_number_of_steps_the_caller_ends_the_training(model, data):
+    records = list(islice(fit(model, squared_error, [data], steps=None), 5))
+    assert [record.step for record in records] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("warmup", [-1, 10, 11])
 def test_a_warmup_longer_than_the_training_is_refused(model, warmup):
     with pytest.raises(ValueError, match="0 ≤ warmup < steps"):
         warmup_cosine(adam(model), warmup=warmup, steps=10)
+
+
+def test_weights_that_are_a_slice_of_others_are_trained_too():
+    """The minimum of a square, from a column of a matrix, which has gaps in memory."""
+    slice_ = nn.Module()
+    slice_.column = nn.Parameter(torch.zeros(8, 4).chunk(2, dim=1)[0])
+    assert not slice_.column.is_contiguous()
+    list(fit(slice_, lambda m, _: (m.column - 1).square().sum(), repeat(None), steps=300, optimizer=adam(slice_, 0.1)))
+    torch.testing.assert_close(slice_.column.detach(), torch.ones(8, 2), atol=1e-3, rtol=0)
+
+
+def test_convolutions_with_channels_last_are_updated_in_one_fused_call():
+    assert adam(nn.Conv2d(2, 4, 3).to(memory_format=torch.channels_last)).defaults["fused"]
 
 
 def test_weight_decay_makes_it_adamw(model):
