@@ -98,7 +98,7 @@ def drowning_digit() -> LiveFigure:
         ),
         controls=[
             Choice("picture", label="digit", options=names, value="a"),
-            Slider("t", label="steps of noise t", low=0, high=1000, step=EVERY, value=1000),
+            Slider("t", label="steps of noise t", low=0, high=1000, step=EVERY, value=900),
             Toggle("guessing", label="show the guess", value=False),
         ],
         evaluate=evaluate,
