@@ -145,9 +145,9 @@ def noise_prediction_loss(
 
 
 def noise_loss_weight(schedule: NoiseSchedule, *, variance: str = "posterior") -> Float[Tensor, " levels"]:
-    """λ_t at t = 0 … T, with which the noise error is the bound's: L_{t−1} = E λ_t ‖ε − ε̂‖² (eq-noise-loss).
+    """w_t at t = 0 … T, with which the noise error is the bound's: L_{t−1} = E w_t ‖ε − ε̂‖² (eq-noise-loss).
 
-        λ_t = β_t² / (2 σ_t² (1 − β_t)(1 − ᾱ_t)),   σ_t² = β̃_t or β_t
+        w_t = β_t² / (2 σ_t² (1 − β_t)(1 − ᾱ_t)),   σ_t² = β̃_t or β_t
 
     With σ_t² = β_t the bound has a constant more. There is no L_{t−1} at t = 0 and t = 1: the weight is 0 there.
 
