@@ -23,11 +23,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 import torch
 from torch import Tensor
 
+from benchmarks import judging
 from benchmarks.families import FAMILIES, LEVELS, PIXELS, Family, Task, Trained
 from benchmarks.harness import one_thread
 from companion.data import checkerboard, digits
 from companion.device import generator
-from companion.metrics import DigitJudge, copying, energy_distance, frechet_distance, precision_recall
+from companion.metrics import copying, energy_distance, frechet_distance, precision_recall
 
 RESULTS = Path(__file__).resolve().parents[1] / "book" / "families.json"
 LARGEST = 150_000  # bytes
@@ -87,11 +88,7 @@ class Digits:
     """The 8 × 8 digits: 1,200 to train on, 597 to be judged by."""
 
     def __init__(self) -> None:
-        self.train, self.test = digits("train"), digits("test")
-        self.judge = DigitJudge()
-        self.features = self.judge.features(self.test.images)
-        own = self.judge.features(self.train.images[: len(self.test)])
-        self.unit = frechet_distance(own, self.features)
+        self.train, self.test, self.unit = digits("train"), digits("test"), judging.unit()
 
     def task(self, seconds: float) -> Task:
         """What a family learns from."""
@@ -99,13 +96,12 @@ class Digits:
 
     def scores(self, x: Tensor) -> Scores:
         """What can be said of samples; the unit of the Fréchet distance is that of training digits."""
-        features = self.judge.features(x)
-        precision, recall = precision_recall(self.features, features)
+        score = judging.judged(x)
         return {
-            "frechet": frechet_distance(features, self.features) / self.unit,
-            "precision": precision,
-            "recall": recall,
-            "copying": copying(x, self.train.images, self.test.images),
+            "frechet": score.frechet / self.unit,
+            "precision": score.precision,
+            "recall": score.recall,
+            "copying": score.copying,
         }
 
     def nats(self, trained: Trained) -> float:

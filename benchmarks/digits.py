@@ -16,7 +16,6 @@ as far from the test images.
 """
 
 import functools
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,17 +25,18 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.harness import CLOCK, Case, one_thread
-from companion.data import Images, digits, minibatches
-from companion.device import generator, rand, randn, seeded
+from benchmarks.judging import Score, floor, judged
+from benchmarks.training import train_for
+from companion.data import digits, minibatches
+from companion.device import generator, rand, randn, randn_like, seeded
 from companion.methods import diffusion as ddpm
 from companion.methods import flow_matching as fm
 from companion.methods.guidance import given
-from companion.metrics import DigitJudge, copying, frechet_distance, precision_recall
 from companion.nn import UNet
 from companion.numerics.ode import Heun
 from companion.numerics.paths import CondOT
 from companion.numerics.schedules import cosine_schedule
-from companion.training import EMA, fit, muon, warmup_cosine_in
+from companion.training import muon
 
 SECONDS, SEEDS, BATCH = 60.0, (0, 1, 2), 128
 PEER = "diffusers UNet2DModel"
@@ -113,7 +113,7 @@ def flow_matching_digits(seed: int, seconds: float = SECONDS, network: Network =
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor], source: torch.Generator) -> Tensor:
         x_1, y = batch
         t = torch.sigmoid(torch.special.ndtri(_evenly(len(y), source)))  # logit-normal: most of it in the middle
-        x_0 = randn(*x_1.shape, generator=source)
+        x_0 = randn_like(x_1, generator=source)
         return fm.conditional_flow_matching_loss(given(model, y), path, x_0, x_1, t).mean()
 
     def draw(model: nn.Module, x_0: Tensor, y: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def ddpm_digits(seed: int, seconds: float = SECONDS, network: Network = our_netw
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor], source: torch.Generator) -> Tensor:
         x_0, y = batch
         t = 1 + (schedule.steps * _evenly(len(y), source)).long()
-        eps = randn(*x_0.shape, generator=source)
+        eps = randn_like(x_0, generator=source)
         v = model(schedule.time(t, x_0), schedule.add_noise(t, x_0, eps), y)
         return (v - schedule.velocity(t, x_0, eps)).square().flatten(1).sum(1).mean()
 
@@ -147,36 +147,18 @@ def _evenly(n: int, source: torch.Generator) -> Tensor:
 
 def _trained(loss: Loss, draw: Callable, seed: int, seconds: float, network: Network) -> Generator:
     start, source = time.process_time(), generator(seed)
-
-    def progress() -> float:
-        return (time.process_time() - start) / seconds
-
     data = digits("train")
     batches = minibatches(data.images, data.labels, size=BATCH, generator=source)
     with seeded(source):
         model = network()
-    optimizer, ema = muon(model), EMA(model, 0.995)
-    schedule = warmup_cosine_in(optimizer, progress)
-    steps = fit(model, lambda model, batch: loss(model, batch, source), batches, steps=None, optimizer=optimizer,
-                schedule=schedule, ema=ema)  # fmt: skip
-    for record in steps:  # noqa: B007 (the last one is wanted)
-        if progress() >= 1:
-            break
-    return Generator(ema.model, draw, record.step, time.process_time() - start)
+    done = train_for(
+        seconds, model, lambda model, batch: loss(model, batch, source), batches,
+        optimizer=muon(model), decay=0.995, start=start,
+    )  # fmt: skip
+    return Generator(done.model, draw, done.steps, done.seconds)
 
 
-# --- Judgement --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Score:
-    """What 597 samples are worth."""
-
-    frechet: float
-    precision: float
-    recall: float
-    accuracy: float
-    copying: float
+# --- Measures ---------------------------------------------------------------------------------------------------------
 
 
 RECIPES = {"fm": flow_matching_digits, "ddpm": ddpm_digits}
@@ -195,39 +177,6 @@ def scored(recipe: str, network: str, seed: int) -> Score:
         f"precision {score.precision:.3f}, recall {score.recall:.3f}, accuracy {score.accuracy:.3f}, "
         f"copying {score.copying:.3f}", file=sys.stderr, flush=True)  # fmt: skip
     return score
-
-
-def judged(samples: Tensor, labels: Tensor) -> Score:
-    """The samples against the test images, and against the labels that were wanted."""
-    test, judge = digits("test"), DigitJudge(0)
-    real, fake = judge.features(test.images), judge.features(samples)
-    precision, recall = precision_recall(real, fake, k=3)
-    return Score(
-        frechet=frechet_distance(fake, real),
-        precision=precision,
-        recall=recall,
-        accuracy=float((DigitJudge(1).predict(samples) == labels).double().mean()),
-        copying=copying(samples, digits("train").images, test.images),
-    )
-
-
-@functools.cache
-def floor(draws: int = 20) -> float:
-    """The mean Fréchet distance of training images from the test images, as many of each digit."""
-    train, test, judge, source = digits("train"), digits("test"), DigitJudge(0), generator(0)
-    real, ours = judge.features(test.images), judge.features(train.images)
-    subsets = (ours[_like(train, test, source)] for _ in range(draws))
-    return statistics.fmean(frechet_distance(subset, real) for subset in subsets)
-
-
-def _like(train: Images, test: Images, source: torch.Generator) -> Tensor:
-    """Rows of training images with the labels of the test images."""
-    order = torch.randperm(len(train), generator=source)
-    labels, counts = train.labels[order], test.labels.bincount(minlength=10).tolist()
-    return torch.cat([order[labels == digit][:count] for digit, count in enumerate(counts)])
-
-
-# --- Measures ---------------------------------------------------------------------------------------------------------
 
 
 def against_peer(recipe: str, goal: float) -> list[Case]:

@@ -13,18 +13,18 @@ own noise, at the time when it is about half as wide as a level.
 
 import functools
 import math
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import digits, vae_digits
+from benchmarks.training import train_for
 from companion.data import Empirical, standard_normal
 from companion.data.batches import minibatches
-from companion.device import generator, rand, randn, seeded
+from companion.device import generator, rand, randn, randn_like, seeded
 from companion.methods import diffusion as ddpm
 from companion.methods import flow_matching as fm
 from companion.methods import guidance, vae
@@ -33,7 +33,7 @@ from companion.numerics.autodiff import rademacher, value_and_hutchinson_diverge
 from companion.numerics.ode import Heun, RungeKutta4
 from companion.numerics.paths import CondOT
 from companion.numerics.schedules import NoiseSchedule, cosine_schedule, linear_schedule
-from companion.training import EMA, adam, fit
+from companion.training import adam
 
 LEVELS = 16  # gray levels of the digits are 0 … 16; a pixel is k/8 − 1
 PIXELS = 64
@@ -104,35 +104,16 @@ class Family(Protocol):
 # --- what several share -----------------------------------------------------------------------------------------------
 
 
-def train_for(
-    seconds: float,
-    model: nn.Module,
-    loss: Callable[[nn.Module, object], Tensor],
-    batches: Iterable,
-    *,
-    lr: float,
-    decay: float = 0.999,
+def trained_in_plane(
+    seconds: float, model: nn.Module, loss: Callable[[nn.Module, Any], Tensor], batches: Iterable
 ) -> nn.Module:
-    """Adam for so many CPU seconds: the rate rises in the first 2% of them and falls along a cosine; EMA weights."""
-    optimizer, ema = adam(model, lr=lr), EMA(model, decay=decay)
-    optimizer.param_groups[0]["lr"] = 0.0
-    start = time.process_time()
-    for _ in fit(model, loss, batches, steps=10**9, optimizer=optimizer, ema=ema, clip=10.0):
-        part = (time.process_time() - start) / seconds
-        if part >= 1:
-            break
-        optimizer.param_groups[0]["lr"] = lr * min(1.0, part / 0.02) * 0.5 * (1 + math.cos(math.pi * part))
-    return ema.model
-
-
-def dequantized(images: Tensor, source: torch.Generator) -> Tensor:
-    """Images with uniform noise as wide as the gap between two gray levels."""
-    return images + (rand(*images.shape, generator=source) - 0.5) * (2 / LEVELS)
+    """Adam for so many CPU seconds; the average of the weights."""
+    return train_for(seconds, model, loss, batches, optimizer=adam(model, 3e-3), warmup=0.02, clip=10.0).model
 
 
 def nats_of_levels(nats: Nats) -> Nats:
     """From −log p of an image's pixels, as a density, to a bound of −log P of its gray levels."""
-    return lambda x, source: nats(dequantized(x, source), source) + PIXELS * math.log(LEVELS / 2)
+    return lambda x, source: nats(vae_digits.dequantize(x, source), source) + PIXELS * math.log(LEVELS / 2)
 
 
 def log_prob_of_levels(x: Tensor, noisy: Tensor, signal: float, sigma: float) -> Tensor:
@@ -190,7 +171,7 @@ class FlowMatching:
             return fm.conditional_flow_matching_loss(model, CondOT(), *batch).mean()
 
         data = fm.batches(fm.Noise((2,)), Empirical(task.train), fm.IndependentCoupling(), batch=512, generator=source)
-        model = train_for(task.seconds, model, loss, data, lr=3e-3)
+        model = trained_in_plane(task.seconds, model, loss, data)
 
         def sample(n: int, source: torch.Generator) -> Tensor:
             return fm.sample(model, randn(n, 2, generator=source), Heun(steps=self.steps))
@@ -218,7 +199,7 @@ def nats_of_a_flow(model: nn.Module, x: Tensor, source: torch.Generator, *, tau:
     p_τ is the flow's own density at time τ, of noisy data, on which it was trained: no density at the levels themselves
     is asked for. The bound holds for every τ; this one was the smallest on training digits.
     """
-    sigma, noise = 1 - tau, randn(*x.shape, generator=source)
+    sigma, noise = 1 - tau, randn_like(x, generator=source)
     x_tau = tau * x + sigma * noise
     signs = rademacher(x.shape, source)  # in place of the 64 derivatives of the divergence
     log_p = fm.log_likelihood(
@@ -248,14 +229,14 @@ class Guided(FlowMatching):
 
         def loss(model: nn.Module, pair: tuple[Tensor, Tensor]) -> Tensor:
             x_1, y = pair
-            x_0, t = randn(*x_1.shape, generator=source), rand(len(x_1), generator=source)
+            x_0, t = randn_like(x_1, generator=source), rand(len(x_1), generator=source)
             return fm.conditional_flow_matching_loss(guidance.given(model, y), CondOT(), x_0, x_1, t).mean()
 
         def drop(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
             return x, guidance.drop_labels(y, probability=0.1, null=task.count, generator=source)
 
         data = minibatches(task.train, task.labels, size=512, generator=source, augment=drop)
-        model = train_for(task.seconds, model, loss, data, lr=3e-3)
+        model = trained_in_plane(task.seconds, model, loss, data)
         return Trained(model, model, self.sampler(model, task, self.steps))
 
     def digits(self, task: Task) -> Trained:
@@ -292,7 +273,7 @@ class Diffusion:
             return ddpm.noise_prediction_loss(model, schedule, *batch).mean()
 
         data = ddpm.batches(Empirical(task.train), schedule, batch=512, generator=source)
-        model = train_for(task.seconds, model, loss, data, lr=3e-3)
+        model = trained_in_plane(task.seconds, model, loss, data)
 
         def sample(n: int, source: torch.Generator) -> Tensor:
             return ddpm.ddim_sample(model, schedule, randn(n, 2, generator=source), steps=self.steps)
@@ -335,11 +316,11 @@ def nats_of_a_chain(
     nats = ddpm.prior_term(schedule, x)
     for part in range(draws):  # one step a part, drawn anew for each image
         t = last + 1 + ((part + rand(len(x), generator=source)) * width).long().clamp(max=schedule.steps - last - 1)
-        eps = randn(*x.shape, generator=source)
+        eps = randn_like(x, generator=source)
         with torch.no_grad():
             nats = nats + width * ddpm.step_term(model, schedule, x, t, eps, variance="beta", clip=1.0)
     signal, sigma = (float(part(last, x)) for part in (schedule.signal, schedule.noise))
-    x_last = schedule.add_noise(last, x, randn(*x.shape, generator=source))
+    x_last = schedule.add_noise(last, x, randn_like(x, generator=source))
     return nats - log_prob_of_levels(x, x_last, signal, sigma)
 
 
@@ -365,7 +346,7 @@ class PlainVAE:
             return -vae.elbo(model, x, randn(len(x), self.dim, generator=source)).value.mean()
 
         data = minibatches(task.train, size=512, generator=source)
-        model = train_for(self.share * task.seconds, model, loss, data, lr=3e-3)
+        model = trained_in_plane(self.share * task.seconds, model, loss, data)
         self.finish(model, task, source)
 
         def sample(n: int, source: torch.Generator) -> Tensor:

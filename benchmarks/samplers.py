@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import CLOCK, Case, interleaved, one_thread
-from companion.device import generator, randn
+from companion.device import generator, randn, randn_like
 from companion.methods import diffusion as ddpm
 from companion.numerics.schedules import data_from_noise, linear_schedule
 
@@ -84,7 +84,7 @@ def ancestral() -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:
     def ours() -> Tensor:
         g, y = generator(2), x
         for t in range(STEPS, 0, -1):
-            eps = randn(*y.shape, generator=g) if t > 1 else torch.zeros_like(y)
+            eps = randn_like(y, generator=g) if t > 1 else torch.zeros_like(y)
             y = ddpm.ancestral_step(schedule, t, y, noise, eps)
         return y
 

@@ -18,19 +18,19 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import judging
 from benchmarks.harness import Case, one_thread
-from companion.data import digits
-from companion.data.batches import Source, draws, minibatches
-from companion.device import generator, rand, randn, seeded
+from benchmarks.training import train_for
+from companion.data import digits, minibatches
+from companion.device import generator, rand, randn, randn_like, seeded
 from companion.methods import vae
-from companion.metrics import DigitJudge, copying, frechet_distance, precision_recall
-from companion.training import EMA, adam, fit
+from companion.training import adam
 
 SECONDS, SEEDS, SHAPE, DIM, WIDTH = 60.0, (0, 1, 2), (1, 8, 8), 16, 512
 COMPONENTS = 10
@@ -43,23 +43,21 @@ class TrainedVAE:
 
     Attributes:
         model: the VAE, with the moving average of its weights.
-        draw: `draw(n, generator=…)` makes samples.
     """
 
     model: vae.VAE
-    draw: Callable[..., Tensor]
 
     def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
-        """`n` images in [−1, 1], or points."""
-        return self.draw(n, generator=generator)
+        """`n` images, the decoder's means; they may leave [−1, 1]."""
+        return self.model.sample_mean(n, generator=generator)
 
     @torch.no_grad()
     def log_likelihood_bound(self, x: Tensor, *, generator: torch.Generator, samples: int = 128) -> Tensor:
         """The importance-weighted bound with so many draws, nats for each datum, (batch,).
 
-        It bounds the log-density, with respect to the volume of [−1, 1]^64 (of the plane), of the model with the
-        decoder's noise. A gray level is a bin of width 1/8: dequantize the images, x + u with u uniform on ±1/16, and
-        add 64 log(1/8) for a bound of the log-probability of the gray levels.
+        It bounds the log-density, with respect to the volume of [−1, 1]^64, of the model with the decoder's noise. A
+        gray level is a bin of width 1/8: dequantize the images, x + u with u uniform on ±1/16, and add 64 log(1/8) for
+        a bound of the log-probability of the gray levels.
         """
         return torch.cat([self._bound(part, generator, samples) for part in x.split(64)])
 
@@ -73,8 +71,7 @@ class TrainedVAE:
 def plain_digits_vae(seed: int, seconds: float = SECONDS, *, variance: float = 0.5) -> TrainedVAE:
     """Squared error plus divergence: a fixed decoder variance (½ unless given) and the prior N(0, I)."""
     likelihood = vae.GaussianLikelihood(math.log(variance))
-    model = _digits_vae(likelihood, dequantize, seed, seconds)
-    return TrainedVAE(model, model.sample_mean)
+    return TrainedVAE(_digits_vae(likelihood, dequantize, seed, seconds))
 
 
 def best_digits_vae(seed: int, seconds: float = SECONDS) -> TrainedVAE:
@@ -85,31 +82,13 @@ def best_digits_vae(seed: int, seconds: float = SECONDS) -> TrainedVAE:
     """
 
     def blur(images: Tensor, source: torch.Generator) -> Tensor:
-        return images + BLUR * randn(*images.shape, generator=source)
+        return images + BLUR * randn_like(images, generator=source)
 
     model = _digits_vae(vae.GaussianLikelihood.learned(-2.0), blur, seed, 0.95 * seconds)
     model.prior = vae.mixture_prior(
         model, digits("train").images, components=COMPONENTS, draws=4, generator=generator(10_000 + seed)
     )
-    return TrainedVAE(model, model.sample_mean)
-
-
-def plane_vae(data_source: Source, seed: int, seconds: float) -> TrainedVAE:
-    """The same two ideas in the plane: learned variance, fitted prior; samples with the decoder's noise.
-
-    Args:
-        data_source: anything with `sample(n, generator=…)` that gives points (n, 2).
-        seed: of everything that is random.
-        seconds: of CPU time.
-    """
-    source = generator(seed)
-    with seeded(source):
-        model = vae.mlp_vae((2,), vae.GaussianLikelihood.learned(-2.0), dim=2, width=64, depth=2)
-    data = draws(data_source, size=512, generator=source)
-    model = _trained(model, data, source, 0.95 * seconds, lr=3e-3)
-    points = data_source.sample(2_000, generator=source)
-    model.prior = vae.mixture_prior(model, points, components=2 * COMPONENTS, draws=2, generator=source)
-    return TrainedVAE(model, model.sample)
+    return TrainedVAE(model)
 
 
 def dequantize(images: Tensor, source: torch.Generator) -> Tensor:
@@ -124,33 +103,13 @@ def _digits_vae(likelihood: nn.Module, augment: Callable, seed: int, seconds: fl
     data = minibatches(
         digits("train").images, size=128, generator=source, augment=lambda images: (augment(images, source),)
     )
-    return _trained(model, data, source, seconds, weight_decay=0.1)
-
-
-def _trained(
-    model: vae.VAE,
-    data: Iterable[tuple[Tensor]],
-    source: torch.Generator,
-    seconds: float,
-    *,
-    lr: float = 2e-3,
-    weight_decay: float = 0.0,
-) -> vae.VAE:
-    """Adam on minus the bound for so many CPU seconds, the rate along a cosine; the average of the weights."""
-    optimizer, ema = adam(model, lr, weight_decay=weight_decay), EMA(model)
-    optimizer.param_groups[0]["lr"] = 0.0
-    start = time.process_time()
 
     def loss(model: nn.Module, batch: tuple[Tensor]) -> Tensor:
         (x,) = batch
         return -vae.elbo(model, x, randn(len(x), model.dim, generator=source)).value.mean()
 
-    for _ in fit(model, loss, data, steps=10**9, optimizer=optimizer, ema=ema):
-        part = (time.process_time() - start) / seconds
-        if part >= 1:
-            break
-        optimizer.param_groups[0]["lr"] = lr * min(1.0, part / 0.02) * 0.5 * (1 + math.cos(math.pi * part))
-    return ema.model
+    optimizer = adam(model, 2e-3, weight_decay=0.1)
+    return train_for(seconds, model, loss, data, optimizer=optimizer, warmup=0.02).model
 
 
 # --- judging ----------------------------------------------------------------------------------------------------------
@@ -179,26 +138,19 @@ class Quality:
 
 def judged(trained: TrainedVAE, seed: int) -> Quality:
     """As many samples as there are test digits, against these."""
-    train, test = digits("train").images, digits("test").images
-    judge, source = DigitJudge(), generator(1_000 + seed)
-    real, unit = judge.features(test), _unit()
+    test, source, unit = digits("test").images, generator(1_000 + seed), judging.unit()
     samples = trained.sample(len(test), generator=source).clamp(-1, 1)
     with_noise = trained.model.sample(len(test), generator=source).clamp(-1, 1)
-    fake, noisy = judge.features(samples), judge.features(with_noise)
     nats = trained.log_likelihood_bound(dequantize(test, source), generator=source)
+    score = judging.judged(samples)
     return Quality(
-        frechet=frechet_distance(fake, real) / unit,
-        **precision_recall(real, fake)._asdict(),
-        copying=copying(samples, train, test),
-        noisy=frechet_distance(noisy, real) / unit,
+        frechet=score.frechet / unit,
+        precision=score.precision,
+        recall=score.recall,
+        copying=score.copying,
+        noisy=judging.frechet(with_noise) / unit,
         nats=float(nats.mean()),
     )
-
-
-@functools.cache
-def _unit() -> float:
-    judge, test = DigitJudge(), digits("test").images
-    return frechet_distance(judge.features(digits("train").images[: len(test)]), judge.features(test))
 
 
 RECIPES: dict[str, Callable[[int, float], TrainedVAE]] = {

@@ -58,6 +58,11 @@ def randn(
     return _draw(torch.randn, shape, generator, device, dtype)
 
 
+def randn_like(x: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the shape, the dtype and the device of `x`, drawn on the CPU."""
+    return randn(*x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
 def rand(
     *shape: int,
     generator: torch.Generator,

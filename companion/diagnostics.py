@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from companion.device import rand, randn
+from companion.device import rand, randn_like
 from companion.numerics.ode import Euler, integrate
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
@@ -301,7 +301,7 @@ def noise_response(
         most: the largest ratio that is ok.
     """
     t = rand(len(x), generator=generator, device=x.device, dtype=x.dtype)
-    shift = noise * randn(*x.shape, generator=generator, device=x.device, dtype=x.dtype)
+    shift = noise * randn_like(x, generator=generator)
     with torch.no_grad():
         moved = (v(t, x + shift) - v(t, x)).flatten(1).norm(dim=1)
     ratio = moved / shift.flatten(1).norm(dim=1)

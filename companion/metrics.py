@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from companion.data.batches import minibatches
 from companion.data.images import digits
-from companion.device import generator, randn, seeded
+from companion.device import generator, randn_like, seeded
 from companion.numerics import transport
 from companion.numerics.ode import DormandPrince, FixedStepSolver, integrate
 
@@ -226,7 +226,7 @@ def _disturbed(images: Tensor, source: torch.Generator) -> Tensor:
     down, right = torch.randint(3, (2, n, 1), generator=source)
     padded = F.pad(images[:, 0], (1, 1, 1, 1), value=-1.0)
     shifted = padded[torch.arange(n)[:, None, None], (down + pixel)[:, :, None], (right + pixel)[:, None, :]]
-    return shifted[:, None] + 0.2 * randn(*images.shape, generator=source)
+    return shifted[:, None] + 0.2 * randn_like(images, generator=source)
 
 
 def _root(covariance: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from companion.device import default_device, generator, rand, randn, seeded
+from companion.device import default_device, generator, rand, randn, randn_like, seeded
 
 
 def test_the_environment_chooses_the_device(monkeypatch):
@@ -34,6 +34,14 @@ def test_the_same_seed_draws_the_same_numbers_wherever_they_go(draw):
 def test_numbers_have_the_type_that_was_asked_for():
     assert randn(2, generator=generator(0), dtype=torch.float64).dtype == torch.float64
     assert rand(generator=generator(0)).shape == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_like_a_tensor_are_those_of_its_shape_type_and_place(dtype):
+    x = torch.zeros(3, 2, dtype=dtype, device=default_device())
+    like = randn_like(x, generator=generator(5))
+    assert (like.shape, like.dtype, like.device) == (x.shape, x.dtype, x.device)
+    assert torch.equal(like.cpu(), randn(3, 2, generator=generator(5), dtype=dtype))
 
 
 def test_a_seeded_block_leaves_the_randomness_of_torch_alone():

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from companion.data.batches import Source, draws
 from companion.data.densities import GaussianMixture
-from companion.device import randn
-from companion.numerics._checks import broken, not_finite
+from companion.device import randn_like
+from companion.numerics._checks import broken, is_whole, not_finite
 from companion.numerics.schedules import (
     NoiseSchedule,
     Step,
@@ -120,7 +120,7 @@ def batches(data: Source, schedule: NoiseSchedule, *, batch: int, generator: tor
     """
     for (x_0,) in draws(data, size=batch, generator=generator):
         t = torch.randint(1, schedule.steps + 1, (batch,), generator=generator).to(x_0.device)
-        yield Batch(x_0, t, _fresh(x_0, generator))
+        yield Batch(x_0, t, randn_like(x_0, generator=generator))
 
 
 def noise_prediction_loss(
@@ -357,7 +357,7 @@ def spaced_steps(T: int, steps: int, *, spacing: str = "trailing") -> list[int]:
         spacing: "trailing" or "leading".
     """
     for name, value in (("T", T), ("steps", steps)):
-        if not isinstance(value, int) or isinstance(value, bool):
+        if not is_whole(value):
             raise ValueError(f"spaced_steps: received {name}={value!r}; rule: a whole number")
     if not 1 <= steps <= T:
         raise ValueError(f"spaced_steps: received steps={steps} for T={T}; rule: from 1 to T")
@@ -393,7 +393,7 @@ def ancestral_sample(
     """
     x = _start("ancestral_sample", x_T)
     for t in range(schedule.steps, 0, -1):
-        eps = _fresh(x, generator) if t > 1 else torch.zeros_like(x)
+        eps = randn_like(x, generator=generator) if t > 1 else torch.zeros_like(x)
         x = ancestral_step(schedule, t, x, _predicted(model, schedule, t, x), eps, variance=variance, clip=clip)
     return _finished("ancestral_sample", x)
 
@@ -427,7 +427,7 @@ def ddim_sample(
     x = _start("ddim_sample", x_T)
     _check_eta("ddim_sample", eta, generator)
     for t, s in pairwise(_visited("ddim_sample", schedule, steps)):
-        eps = _fresh(x, generator) if eta > 0 else None
+        eps = randn_like(x, generator=generator) if eta > 0 else None
         x = ddim_step(schedule, t, s, x, _predicted(model, schedule, t, x), eta=eta, eps=eps, clip=clip)
     return _finished("ddim_sample", x)
 
@@ -496,14 +496,14 @@ def inpaint(
     x = _start("inpaint", x_T)
     image, known = _start("inpaint", image, name="image"), _known("inpaint", mask, image)
     check_alike("inpaint", image=image, x_T=x_T)
-    if not isinstance(resample, int) or isinstance(resample, bool) or resample < 1:
+    if not is_whole(resample, least=1):
         raise ValueError(f"inpaint: received resample={resample!r}; rule: a whole number, 1 or more")
     for t, s in pairwise(_visited("inpaint", schedule, steps)):
         for again in reversed(range(resample)):
-            noise, eps = _predicted(model, schedule, t, x), [_fresh(x, generator) for _ in range(2)]
+            noise, eps = _predicted(model, schedule, t, x), [randn_like(x, generator=generator) for _ in range(2)]
             x = inpaint_step(schedule, t, s, x, noise, image, known, eps_unknown=eps[0], eps_known=eps[1], clip=clip)
             if again and s > 0:
-                x = forward_jump(schedule, s, t, x, _fresh(x, generator))
+                x = forward_jump(schedule, s, t, x, randn_like(x, generator=generator))
     return _finished("inpaint", x)
 
 
@@ -673,14 +673,17 @@ def variational_bound(
     x_0 = _start("variational_bound", x_0, name="x_0")
     last = schedule.steps - 1
     draws = last if draws is None else draws
-    if not isinstance(draws, int) or isinstance(draws, bool) or not min(1, last) <= draws <= last:
+    if not is_whole(draws, least=min(1, last)) or draws > last:
         raise ValueError(f"variational_bound: received draws={draws!r}; rule: from 1 to T − 1 = {last}")
     parts = torch.arange(draws, dtype=torch.float64)[:, None]
     place = torch.rand(draws, len(x_0), generator=generator, dtype=torch.float64)
     t = (2 + (parts + place) * (last / max(draws, 1))).long().clamp(max=schedule.steps).to(x_0.device)
-    rows = [step_term(model, schedule, x_0, row, _fresh(x_0, generator), variance=variance, clip=clip) for row in t]
+    rows = [
+        step_term(model, schedule, x_0, row, randn_like(x_0, generator=generator), variance=variance, clip=clip)
+        for row in t
+    ]
     steps = torch.stack(rows) * (last / draws) if rows else x_0.new_zeros(0, len(x_0))
-    data = data_term(model, schedule, x_0, _fresh(x_0, generator), decoder=decoder, clip=clip)
+    data = data_term(model, schedule, x_0, randn_like(x_0, generator=generator), decoder=decoder, clip=clip)
     return Bound(prior_term(schedule, x_0), steps, data, t)
 
 
@@ -689,7 +692,7 @@ def bits_per_dimension(nats: Float[Tensor, "*batch"], dimensions: int) -> Float[
 
     It is a number of bits in the sense of a code only if the nats are those of *discrete* data, such as gray levels.
     """
-    if not isinstance(dimensions, int) or isinstance(dimensions, bool) or dimensions < 1:
+    if not is_whole(dimensions, least=1):
         raise ValueError(f"bits_per_dimension: received dimensions={dimensions!r}; rule: a whole number, 1 or more")
     return nats / (dimensions * math.log(2))
 
@@ -727,11 +730,6 @@ def _half_log_snr(schedule: NoiseSchedule, t: int) -> float:
     return 0.5 * math.log(alpha_bar / (1 - alpha_bar))
 
 
-def _fresh(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise, shaped like x."""
-    return randn(*x.shape, generator=generator, dtype=x.dtype, device=x.device)
-
-
 def _like(value: Tensor | float, x: Tensor) -> Tensor | float:
     """A coefficient in the dtype and on the device of what it multiplies."""
     return value.to(x) if isinstance(value, Tensor) else value
@@ -742,9 +740,8 @@ def _visited(operation: str, schedule: NoiseSchedule, steps: object) -> list[int
     if isinstance(steps, int):
         return spaced_steps(schedule.steps, steps)
     nodes = list(steps)
-    whole = all(isinstance(t, int) and not isinstance(t, bool) for t in nodes)
     if (
-        not whole
+        not all(is_whole(t) for t in nodes)
         or len(nodes) < 2
         or nodes[0] > schedule.steps
         or nodes[-1] < 0

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion.data.batches import Source, draws, minibatches
-from companion.device import rand, randn
+from companion.device import rand, randn, randn_like
 from companion.numerics.autodiff import value_and_divergence
 from companion.numerics.ode import DormandPrince, FixedStepSolver, integrate
 from companion.numerics.paths import GaussianPath, LinearPath, expand_time
@@ -75,7 +75,7 @@ def _blur(path: LinearPath, x: Tensor, generator: torch.Generator | None) -> Ten
         return None
     if generator is None:
         raise ValueError(f"interpolate: received sigma={path.sigma} and no generator; rule: the blur is drawn from one")
-    return randn(*x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    return randn_like(x, generator=generator)
 
 
 def conditional_flow_matching_loss(

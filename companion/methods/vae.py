@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from companion.data.densities import Density, GaussianMixture
-from companion.device import randn
+from companion.device import randn, randn_like
 from companion.nn import MLP
 from companion.numerics._checks import broken, not_finite
 
@@ -151,7 +151,7 @@ class GaussianLikelihood(nn.Module):
 
     def sample(self, parameters: Tensor, *, generator: torch.Generator) -> Tensor:
         """A draw of p(x|z): the mean and its noise."""
-        return parameters + torch.exp(0.5 * self.log_variance) * _like(parameters, generator)
+        return parameters + torch.exp(0.5 * self.log_variance) * randn_like(parameters, generator=generator)
 
 
 class BernoulliLikelihood(nn.Module):
@@ -574,7 +574,7 @@ def mixture_prior(
 
     with torch.no_grad():
         mean, log_variance = model.encode(x)
-        z = torch.cat([reparameterize(mean, log_variance, _like(mean, generator)) for _ in range(draws)])
+        z = torch.cat([reparameterize(mean, log_variance, randn_like(mean, generator=generator)) for _ in range(draws)])
     if not 1 <= components <= len(z):
         raise ValueError(f"mixture_prior: received components={components} for {len(z)} latents; rule: 1 ≤ components")
     seed = int(torch.randint(2**31, (), generator=generator))
@@ -852,7 +852,3 @@ def _check_alike(operation: str, x: Tensor, parameters: Tensor) -> None:
         )
     if not_finite(x):
         raise ValueError(f"{operation}: received x with NaN or infinity; rule: every entry is finite")
-
-
-def _like(x: Tensor, generator: torch.Generator) -> Tensor:
-    return randn(*x.shape, generator=generator, dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""Checks of values that stay silent where the values are not known yet."""
+"""Checks of values. Those of a tensor stay silent where its values are not known yet."""
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ def broken(rule: Tensor) -> bool:
         return not bool(rule.all())
     except RuntimeError:  # vmap has no single truth value
         return False
+
+
+def is_whole(x: object, *, least: int | None = None) -> bool:
+    """Whether x is an int (a bool is none), and at least `least`."""
+    return isinstance(x, int) and not isinstance(x, bool) and (least is None or x >= least)
 
 
 def not_finite(x: Tensor) -> bool:

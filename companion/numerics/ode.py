@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.numerics._checks import not_finite
+from companion.numerics._checks import is_whole, not_finite
 
 __all__ = [
     "DormandPrince",
@@ -246,7 +246,7 @@ class FixedStepSolver:
     steps: int
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
+        if not is_whole(self.steps, least=1):
             raise ValueError(f"{type(self).__name__}: received steps={self.steps!r}; rule: a whole number, 1 or more")
 
     def step(self, v: Field, t: Tensor, x: Float[Tensor, "batch *dims"], h: float | Tensor) -> Tensor:

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.numerics._checks import broken
+from companion.numerics._checks import broken, is_whole
 
 __all__ = [
     "NoiseSchedule",
@@ -346,7 +346,7 @@ def _numbers(operation: str, name: str, values: object, least: int = 1) -> Tenso
 
 
 def _check_steps(operation: str, steps: object) -> None:
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+    if not is_whole(steps, least=1):
         raise ValueError(f"{operation}: received steps={steps!r}; rule: a whole number, 1 or more")
 
 
@@ -363,7 +363,7 @@ def check_step(operation: str, schedule: NoiseSchedule, t: object, x: Tensor | N
     Raises:
         ValueError: t is not a whole number, has another shape, or a value outside `least` … T.
     """
-    if isinstance(t, int) and not isinstance(t, bool):
+    if is_whole(t):
         if not least <= t <= schedule.steps:
             raise ValueError(f"{operation}: received t={t}; rule: a step from {least} to T = {schedule.steps}")
         return t

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import compare
+from benchmarks import compare, judging
 from benchmarks.families import (
     FAMILIES,
     PIXELS,
@@ -16,7 +16,6 @@ from benchmarks.families import (
     nats_of_a_chain,
     nats_of_a_flow,
     nats_of_levels,
-    train_for,
 )
 from companion.device import generator, randn
 from companion.numerics.schedules import cosine_schedule, noise_from_data
@@ -154,23 +153,6 @@ def test_digits_are_written_as_gray_levels_and_read_back():
     assert compare.Digits.picture(None, image)["images"] == ["0018fg0g" * 8]
 
 
-def test_training_stops_when_its_seconds_are_spent():
-    """The rate follows the clock: it begins and ends near zero, and the average of the weights comes back."""
-    model, rates = nn.Linear(1, 1), []
-
-    def loss(model, x):
-        return model(x).square().mean()
-
-    def batches():
-        while True:
-            yield torch.ones(4, 1)
-
-    trained = train_for(0.2, model, lambda m, x: rates.append(1) or loss(m, x), batches(), lr=0.1)
-    assert 5 < len(rates) < 100_000
-    assert isinstance(trained, nn.Linear)
-    assert trained is not model
-
-
 def row(key, name="A", reference=False):
     return {"key": key, "name": name, "reference": reference}
 
@@ -226,7 +208,7 @@ def test_one_family_is_measured_and_fits_the_page(tmp_path, monkeypatch):
             return images.flatten(1)
 
     monkeypatch.setattr(compare, "FAMILIES", {"vae": Cloud()})
-    monkeypatch.setattr(compare, "DigitJudge", Pixels)
+    monkeypatch.setattr(judging, "DigitJudge", Pixels)
     (tmp_path / "book").mkdir()
     (tmp_path / "pyproject.toml").write_text("")
     assert compare.main(["--seconds", "1", "--results", str(tmp_path / site.FILE)]) == 0
