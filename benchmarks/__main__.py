@@ -17,7 +17,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported
 
 from benchmarks.harness import Case, records, worst
 
-MODULES = ("imports", "ode", "samplers", "fm2d", "digits", "vae_digits", "chapters")
+MODULES = (
+    "imports",
+    "ode",
+    "samplers",
+    "fm2d",
+    "digits",
+    "vae_digits",
+    "langevin",
+    "normalizing_flows",
+    "decode",
+    "chapters",
+)
 RESULTS = Path(__file__).with_name("results.json")
 
 

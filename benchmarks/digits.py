@@ -3,7 +3,7 @@
 Both sides of a comparison have the same trainer: batches of 128 of the 1,200 training images, the class given, Muon,
 a rate that rises over 3 % of the seconds and falls to zero at their end, an average of the weights. Only the
 network differs. The clock is this process's CPU time on one thread; it starts before the data are read and the network
-is made, and stops after the last step. Rate, batch, average and times were tuned with seeds from 10 on; the seeds
+is made, and stops after the last step. Rate, batch, average, times and noise were tuned with seeds from 10 on; those
 reported here are 0, 1 and 2.
 
 A set of samples has the labels of the 597 test images, is drawn without guidance, has its pixels rounded to the 17
@@ -39,6 +39,7 @@ from companion.numerics.schedules import cosine_schedule
 from companion.training import muon
 
 SECONDS, SEEDS, BATCH = 60.0, (0, 1, 2), 128
+NARROWING = 0.985  # of the noise that flow matching starts from
 PEER = "diffusers UNet2DModel"
 Network = Callable[[], nn.Module]
 Loss = Callable[[nn.Module, tuple[Tensor, Tensor], torch.Generator], Tensor]
@@ -107,7 +108,10 @@ class Generator:
 
 
 def flow_matching_digits(seed: int, seconds: float = SECONDS, network: Network = our_network) -> Generator:
-    """Flow matching on the straight path, drawn with 25 Heun steps."""
+    """Flow matching on the straight path, drawn with 25 Heun steps from noise that is a little narrower than trained.
+
+    Narrower noise buys precision with recall: on the tuning seeds 0.97 gave 0.01 of precision for 0.016 of recall.
+    """
     path = CondOT()
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor], source: torch.Generator) -> Tensor:
@@ -117,7 +121,7 @@ def flow_matching_digits(seed: int, seconds: float = SECONDS, network: Network =
         return fm.conditional_flow_matching_loss(given(model, y), path, x_0, x_1, t).mean()
 
     def draw(model: nn.Module, x_0: Tensor, y: Tensor) -> Tensor:
-        return fm.sample(given(model, y), x_0, Heun(steps=25))
+        return fm.sample(given(model, y), NARROWING * x_0, Heun(steps=25))
 
     return _trained(loss, draw, seed, seconds, network)
 

@@ -26,12 +26,14 @@ from companion.data import Empirical, standard_normal
 from companion.data.batches import minibatches
 from companion.device import generator, rand, randn, randn_like, seeded
 from companion.methods import diffusion as ddpm
+from companion.methods import energy, guidance, vae
 from companion.methods import flow_matching as fm
-from companion.methods import guidance, vae
-from companion.nn import UNet, VelocityMLP
+from companion.methods import normalizing_flows as nf
+from companion.nn import MLP, UNet, VelocityMLP
 from companion.numerics.autodiff import rademacher, value_and_hutchinson_divergence
 from companion.numerics.ode import Heun, RungeKutta4
 from companion.numerics.paths import CondOT
+from companion.numerics.sampling import langevin
 from companion.numerics.schedules import NoiseSchedule, cosine_schedule, linear_schedule
 from companion.training import adam
 
@@ -392,6 +394,160 @@ class BestVAE(PlainVAE):
         model.prior = vae.mixture_prior(model, task.train, components=20, draws=2, generator=source)
 
 
-FAMILIES: dict[str, Family] = {
-    family.key: family for family in (PlainVAE(), BestVAE(), Diffusion(), FlowMatching(), Guided())
-}
+# --- chapter 07 -------------------------------------------------------------------------------------------------------
+
+
+class Landscape(nn.Module):
+    """E(x) = net(x) + ½ ‖x‖²: the second part keeps chains from leaving for places without data."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[:, 0] + 0.5 * x.square().flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Where chains start: normal noise of one shape."""
+
+    shape: tuple[int, ...]
+    std: float
+
+    def sample(self, n: int, *, generator: torch.Generator) -> Tensor:
+        return self.std * randn(n, *self.shape, generator=generator)
+
+
+class EnergyBased:
+    """p ∝ e^{−E}: contrastive divergence pushes E down on data, and up where chains of Langevin steps are."""
+
+    key, name, chapter = "energy", "Energy-based", "07-energy-based-models"
+    about = (
+        "Contrastive divergence with chains that go on; samples are the ends of new, longer chains. Plane: normalized "
+        "by quadrature. Digits: learned with a blur of 0.2, which one step along the score removes; no likelihood, "
+        "since nobody can normalize in 64 dimensions."
+    )
+    blur = 0.2  # of digits: chains need a landscape whose walls are not too steep for their steps
+
+    def plane(self, task: Task) -> Trained:
+        with seeded(source := generator(task.seed)):
+            model = Landscape(MLP(2, 1, width=64, depth=3, activation=nn.SiLU))
+        start = Cloud((2,), 1.5)
+        data = minibatches(task.train, size=256, generator=source)
+        model = train_for(
+            task.seconds, model, self.loss(start, source, h=0.005, steps=10), data, optimizer=adam(model, 1e-3)
+        ).model
+
+        def nats(x: Tensor, _: torch.Generator) -> Tensor:
+            axis = torch.linspace(-5, 5, 801)
+            cell = float(axis[1] - axis[0]) ** 2
+            with torch.no_grad():
+                return model(x) - energy.free_energy(model(torch.cartesian_prod(axis, axis)), beta=1.0, measure=cell)
+
+        return Trained(model, model, lambda n, source: self.chains(model, start, n, source, h=0.005), nats, exact=True)
+
+    def digits(self, task: Task) -> Trained:
+        with seeded(source := generator(task.seed)):
+            model = Landscape(nn.Sequential(nn.Flatten(), MLP(PIXELS, 1, width=256, depth=2, activation=nn.SiLU)))
+        start, h = Cloud((1, 8, 8), 1.0), self.blur**2 / 4
+
+        def blurred(x: Tensor) -> tuple[Tensor]:
+            return (x + self.blur * randn_like(x, generator=source),)
+
+        data = minibatches(task.train, size=128, generator=source, augment=blurred)
+        model = train_for(
+            task.seconds, model, self.loss(start, source, h=h, steps=20), data, optimizer=adam(model, 1e-3)
+        ).model
+
+        def sample(n: int, source: torch.Generator) -> Tensor:
+            x = self.chains(model, start, n, source, h=h)
+            return x + self.blur**2 * energy.score(model, x)
+
+        return Trained(model, model, sample)
+
+    def loss(
+        self, start: Cloud, source: torch.Generator, *, h: float, steps: int
+    ) -> Callable[[nn.Module, Any], Tensor]:
+        """Contrastive divergence, from 2,000 chains of which each step moves as many as there are data."""
+        buffer = energy.ReplayBuffer(start, 2_000, generator=source)
+
+        def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+            (x,) = batch
+            walk = functools.partial(
+                langevin, functools.partial(energy.score, model), h=h, steps=steps, generator=source
+            )
+            return energy.contrastive_divergence_loss(
+                model, x, buffer.advance(walk, len(x), generator=source), decay=1e-3
+            )
+
+        return loss
+
+    def chains(self, model: nn.Module, start: Cloud, n: int, source: torch.Generator, *, h: float) -> Tensor:
+        """The ends of n chains of 500 steps."""
+        x = start.sample(n, generator=source)
+        return langevin(functools.partial(energy.score, model), x, h=h, steps=500, generator=source)
+
+
+# --- chapter 09 -------------------------------------------------------------------------------------------------------
+
+
+class SplineFlow:
+    """Layers of splines: the likelihood is exact, and a sample costs one pass."""
+
+    key, name, chapter = "spline-flow", "Normalizing flow, splines", "09-normalizing-flows"
+    about = (
+        "Couplings whose maps are rational-quadratic splines, trained by likelihood. Digits: uniform noise fills the "
+        "gaps between gray levels, which makes the likelihood a bound; masks are checkerboards."
+    )
+
+    def plane(self, task: Task) -> Trained:
+        with seeded(source := generator(task.seed)):
+            model = nf.spline_flow(2, transforms=4, bins=16, hidden=(28, 28), bound=3.0, between=nf.ActNorm)
+        data = minibatches(task.train, size=512, generator=source)
+        model = self.trained(model, task, data, decay=0.0)
+        return Trained(model, model, self.sampler(model, (2,)), self.nats(model), exact=True)
+
+    def digits(self, task: Task) -> Trained:
+        board = nf.checkerboard_mask(8, 8).flatten()
+        with seeded(source := generator(task.seed)):
+            model = nf.spline_flow(
+                PIXELS, transforms=4, bins=8, hidden=(128,), bound=3.0, mask=board, between=nf.ActNorm
+            )
+
+        def filled(x: Tensor) -> tuple[Tensor]:
+            return (vae_digits.dequantize(x, source).flatten(1),)
+
+        data = minibatches(task.train, size=128, generator=source, augment=filled)
+        model = self.trained(model, task, data, decay=1.0)
+        return Trained(model, model, self.sampler(model, (1, 8, 8)), nats_of_levels(self.nats(model)))
+
+    def trained(self, model: nf.Flow, task: Task, data: Iterable, *, decay: float) -> nf.Flow:
+        """Maximum likelihood; the first batch starts the normalizations."""
+        with torch.no_grad():
+            model.inverse(next(iter(data))[0])
+        optimizer = adam(model, 2e-3, weight_decay=decay)
+
+        def loss(model: nn.Module, batch: tuple[Tensor, ...]) -> Tensor:
+            return nf.negative_log_likelihood(model, batch[0])
+
+        return train_for(task.seconds, model, loss, data, optimizer=optimizer, clip=20.0).model
+
+    @staticmethod
+    def sampler(model: nf.Flow, shape: tuple[int, ...]) -> Callable[[int, torch.Generator], Tensor]:
+        """Noise through the layers."""
+        return lambda n, source: model.sample(n, generator=source).unflatten(1, shape)
+
+    @staticmethod
+    def nats(model: nf.Flow) -> Nats:
+        """−log p, exactly."""
+
+        def nats(x: Tensor, _: torch.Generator) -> Tensor:
+            with torch.no_grad():
+                return -model.log_prob(x.flatten(1))
+
+        return nats
+
+
+EVERY = (PlainVAE(), BestVAE(), EnergyBased(), SplineFlow(), Diffusion(), FlowMatching(), Guided())
+FAMILIES: dict[str, Family] = {family.key: family for family in EVERY}

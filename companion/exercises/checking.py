@@ -284,7 +284,7 @@ class _Value:
 def _difference(got: _Value, right: _Value, atol: float, rtol: float) -> str:
     """Where `got` differs from `right`, the most telling difference first."""
     if got.kind != right.kind:
-        return f"your answer returned {got} where {right} is expected"
+        return f"your answer returned {got}; expected: {right}"
     if got.kind == "map" and got.data.keys() == right.data.keys():
         key = next(k for k in right.data if not got.data[k].equals(right.data[k], atol, rtol))
         return f"in '{key}', {_difference(got.data[key], right.data[key], atol, rtol)}"
@@ -294,7 +294,7 @@ def _difference(got: _Value, right: _Value, atol: float, rtol: float) -> str:
     if got.kind == "text":
         return f"'{got.data[:80]}' is not the answer"
     if got.kind != "tensor":
-        return f"your answer returned {got} where {right} is expected"
+        return f"your answer returned {got}; expected: {right}"
     return _tensor_difference(got, right)
 
 

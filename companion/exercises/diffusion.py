@@ -171,6 +171,11 @@ def _all_times_for_each(images, T, steps, batch, generator):
     return made[:steps]
 
 
+def _names(points):
+    """A whole number for each point, by which it is told from the others."""
+    return (1e6 * points[..., 0].double()).round()
+
+
 def _statistics(made, images, T, steps, batch, generator):
     """What good batches have in common. Anything else than a list of triples is returned as it is."""
     if not isinstance(made, list | tuple) or not made or any(len(row) != 3 for row in made):
@@ -178,7 +183,8 @@ def _statistics(made, images, T, steps, batch, generator):
     x_0 = torch.stack([row[0] for row in made]).double()
     t = torch.stack([torch.as_tensor(row[1]).expand(len(x_0[0])) for row in made]).double()
     eps = torch.stack([row[2] for row in made]).double()
-    mixed = torch.tensor([len(rows.unique(dim=0)) > batch / 2 for rows in x_0])
+    name = _names(x_0)
+    mixed = 1 + (name.sort(dim=1).values.diff(dim=1) != 0).sum(1) > batch / 2
     return {
         "the number of batches": len(made),
         "the smallest t": t.min(),
@@ -186,7 +192,8 @@ def _statistics(made, images, T, steps, batch, generator):
         "the mean t": t.mean(),
         "the spread of t within a batch": t.std(dim=1).mean(),
         "the share of batches with many different images": mixed.double().mean(),
-        "the share of the images that some batch holds": len(x_0.flatten(0, 1).unique(dim=0)) / len(images),
+        "whether nearly all images are in some batch": torch.isin(_names(images), name).double().mean() > 0.9,
+        "whether every row of a batch is an image": torch.isin(name, _names(images)).all(),
         "the mean of the noise": eps.mean(),
         "the spread of the noise": eps.std(),
     }
@@ -202,7 +209,7 @@ a_step_for_each = Exercise(
         "the images of a batch are different now, but they share one step. Draw a step for each.": _drawn(
             times=lambda batch, T, generator: _uniform(1, T, generator).expand(batch)
         ),
-        "each row has its own step now, but a batch is still one image many times over. Draw the images too.": (
+        "each row has its own step now, but every row of a batch is the same image. Draw the images too, one a row.": (
             _drawn(times=_uniform, choose=lambda n, batch, generator: _any_images(n, 1, generator).expand(batch))
         ),
         "every batch holds the same images, the first ones: most of the data are never seen. Draw the images anew for "
@@ -258,9 +265,11 @@ one_ddim_step = Exercise(
     right=_ddim,
     also_right=(_ddim_by_angles,),
     wrong={
-        "you stopped at the predicted data. Put the noise back, at the level of s.": (
+        "you stopped at the predicted data themselves. Put the noise back, at the level of s.": (
             lambda x, noise, now, then: _data(x, noise, now)
         ),
+        "you shrank the predicted data to the level of s, but put no noise back: x_s must have the noise of s, "
+        "√(1 − ᾱ_s) times the guess.": lambda x, noise, now, then: then.sqrt() * _data(x, noise, now),
         "you put the noise back at the level of t, where you came from.": (
             lambda x, noise, now, then: then.sqrt() * _data(x, noise, now) + (1 - now).sqrt() * noise
         ),

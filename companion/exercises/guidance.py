@@ -82,6 +82,11 @@ def _halves(labels, *, t_twice=None, x_twice=None):
     return guided
 
 
+def _in_turns(model, t, x, y, null, w):
+    both = model(torch.cat([t, t]), torch.cat([x, x]), _alternating(torch.full_like(y, null), y))
+    return (1 - w) * both[::2] + w * both[1::2]
+
+
 def _two_calls(model, t, x, y, null, w):
     free = model(t, x, torch.full_like(y, null))
     return free + w * (model(t, x, y) - free)
@@ -97,11 +102,15 @@ which_half_is_which = Exercise(
     right=_halves(lambda y, none: torch.cat([none, y])),
     also_right=(_two_calls, _label_first),
     wrong={
-        "the first half of the rows was told the label, and you still read it as 'none given': guided and unguided are "
-        "swapped.": _halves(lambda y, none: torch.cat([y, none])),
+        "the two halves are read in the wrong order: what you call free was told the label, and what you call "
+        "conditional was told none. Turn the labels around, or the names, not both.": _halves(
+            lambda y, none: torch.cat([y, none])
+        ),
         "points are stacked one half after the other, labels are told in turns: the rows no longer belong together.": (
             _halves(_alternating)
         ),
+        "labels are told and answers read in turns, but the points are stacked in halves: each answer is that of "
+        "another point. Stack points, times and labels in the same way.": _in_turns,
         "each point stands twice in turns, but the labels come in halves. Stack both in the same way.": _halves(
             lambda y, none: torch.cat([none, y]), x_twice=lambda x: _alternating(x, x)
         ),
@@ -240,6 +249,19 @@ def _classified(generator):
     return _noisy_classifier, 2 * x_1, y, torch.rand(16, generator=generator, dtype=torch.float64), eps
 
 
+def _with_a_hint(answer, *inputs):
+    """Run the answer; where torch stumbles over two shapes, say which axis is missing."""
+    try:
+        return answer(*inputs) if callable(answer) else answer
+    except RuntimeError as error:
+        if "must match the size of tensor" not in str(error):
+            raise
+        raise ValueError(
+            "two shapes that do not fit. t has the shape (batch,) and x_1 (batch, dim): to multiply them, give t a "
+            "last axis, t[:, None]"
+        ) from error
+
+
 def _classifier_loss(seen, *, told=None, score=None):
     def loss(classifier, x_1, y, t, eps):
         scores = classifier(t if told is None else told(t), seen(x_1, t[:, None], eps))
@@ -258,6 +280,7 @@ def _of_label(values, y):
 
 what_the_classifier_sees = Exercise(
     inputs=_classified,
+    apply=_with_a_hint,
     right=_classifier_loss(_mixed),
     also_right=(
         _classifier_loss(_mixed, score=lambda s, y: s.logsumexp(1) - _of_label(s, y)),
@@ -435,8 +458,13 @@ enough_guidance = Exercise(
         f"you return {w:g} whatever the field and the level are. A higher level needs a larger weight: compute it from "
         "`v` and `level`.": (lambda v, level, w=w: w)
         for w in (1.0, 2.0, 3.0, 4.0, 5.0)
+    }
+    | {
+        f"nearly, but the weight is {size}, by more than 0.05. Too few steps of the solver, of the search, or too few "
+        "points?": (lambda v, level, shift=shift: _from_quantile(0.05)(v, level) + shift)
+        for size, shift in (("a little too large", 0.1), ("a little too small", -0.06))
     },
-    atol=0.05,  # so that Euler with 50 steps passes, and a search on 5,000 samples
+    atol=0.05,  # so that Euler with 50 steps passes, and a search on tens of thousands of samples
     rtol=0,
 )
 

@@ -261,12 +261,16 @@ many_guesses = Exercise(
 
 
 def _budget(generator):
-    """Variances of the data along their axes, and a squared error that drowns some of them."""
-    variances = (
-        torch.rand(8, generator=generator, dtype=torch.float64).mul(4).sub(2.5).exp().sort(descending=True).values
-    )
-    level = (variances[3] * variances[4]).sqrt()
-    return variances, torch.minimum(variances, level).sum()
+    """Variances of the data along their axes, and a squared error that drowns the last three.
+
+    The first five stand so high that an answer which forgets what the drowned ones cost still keeps all five. Two of
+    the drowned ones lie between an even share of the error and the level: one round of handing on is not enough.
+    """
+    u = torch.rand(9, generator=generator, dtype=torch.float64)
+    drowned = torch.stack([0.9 + 0.08 * u[5], 0.88 + 0.02 * u[6], 0.05 + 0.15 * u[7]])
+    relative = torch.cat([(2 + u[:5]).exp().sort(descending=True).values, drowned])
+    level = (2 * u[8] - 1).exp()
+    return relative * level, torch.clamp(relative, max=1.0).sum() * level
 
 
 def _level(variances, error, steps=80):
@@ -296,10 +300,27 @@ def _nats_by_counting(variances, error):
     return torch.zeros_like(error)
 
 
+def _nats_handed_on(variances, error, rounds=100):
+    """Even shares; what an axis cannot use is handed to the others: round after round it ends at the level."""
+    share = error / len(variances)
+    for _ in range(rounds):
+        alive = variances > share
+        share = (error - variances[~alive].sum()) / alive.sum()
+    return 0.5 * (variances / share).log().clamp(min=0).sum()
+
+
+def _nats_of_survivors_only(variances, error):
+    """The survivors are looked for, and the level computed, as if the drowned axes cost nothing."""
+    k = len(variances)
+    while k > 1 and variances[k - 1] <= error / k:
+        k -= 1
+    return 0.5 * (variances[:k] * k / error).log().sum()
+
+
 how_few_nats = Exercise(
     inputs=_budget,
     right=_nats,
-    also_right=(_nats_by_counting,),
+    also_right=(_nats_by_counting, _nats_handed_on),
     wrong={
         "you give every direction the same error, even those that have less variance than that: their nats come out "
         "negative. A direction cannot have a larger error than its variance.": (
@@ -309,6 +330,8 @@ how_few_nats = Exercise(
         "directions do not use raises the level for the rest.": lambda v, e: (
             0.5 * (v / (e / len(v))).log().clamp(min=0).sum()
         ),
+        "you handed the unused error on once. That raises the level for the rest, more directions drown, and they have "
+        "unused error, too: go on until no more drown.": lambda v, e: _nats_handed_on(v, e, rounds=1),
         "these are bits. The question asks for nats.": lambda v, e: _nats(v, e) / math.log(2),
         "the factor ½ is missing: halving a standard deviation costs log 2, halving a variance half of it.": (
             lambda v, e: 2 * _nats(v, e)
@@ -318,7 +341,7 @@ how_few_nats = Exercise(
             0.5 * (v / e).log().clamp(min=0).sum()
         ),
         "you spent the whole error on the directions that survive. Those that drown cost their variance, too.": (
-            lambda v, e: 0.5 * (v * (v > _level(v, e)).sum() / e).log().clamp(min=0).sum()
+            _nats_of_survivors_only
         ),
         "this is the water level, not what the survivors cost.": lambda v, e: _level(v, e),
         "this counts the survivors. What do they cost, in nats?": lambda v, e: (v > _level(v, e)).sum().double(),

@@ -38,7 +38,8 @@ EVERY = 10  # steps between two stops of the slider
 BLUR = 0.25  # of the known digits: a new digit is near one of them, not on it
 FILLS, BANK = 8, 541  # fills side by side; rows of noise (a prime: the rows are used in another order in each round)
 START = 900  # of 1000: nearer to T a prediction of the data is a division by nearly zero, of rounding errors too
-EDGE = 1.5  # noisy states are shown from −EDGE, black, to EDGE
+EDGE = 1.5  # noisy states are shown from −EDGE to EDGE
+ABOVE, BELOW = 3, 1  # empty pixels around an image in the upper of two rows; in the lower row the other way
 VISITS = {"once": 1, "twice": 2, "five": 5, "ten": 10}
 
 
@@ -48,8 +49,10 @@ def _rows(table: Tensor, index: Tensor) -> Tensor:
 
 
 def framed(images: Tensor) -> Tensor:
-    """Images with a black edge of one pixel: side by side, even pure noise does not run together."""
-    return torch.nn.functional.pad(images, (1, 1, 1, 1), value=-EDGE)
+    """Two rows of images with empty edges: even pure noise does not run together, and the rows stand as a group."""
+    pad, half = torch.nn.functional.pad, len(images) // 2
+    upper, lower = (1, 1, ABOVE, BELOW), (1, 1, BELOW, ABOVE)
+    return torch.cat([pad(images[:half], upper, value=-EDGE), pad(images[half:], lower, value=-EDGE)])
 
 
 # ---------------------------------------------------------------------- a digit that drowns
@@ -181,7 +184,7 @@ def fill_the_hole(model: nn.Module, schedule: NoiseSchedule, images: Float[Tenso
         return {
             "picture": picture[0],
             "x_next": x_next,
-            "both": torch.cat([framed(x_next), framed(filled)]),
+            "both": torch.cat([framed(x_next), framed(EDGE * filled)]),  # the guesses from −1 to 1, as the picture
             "level": torch.where(again, t, s),
             "off": off.mean().sqrt(),
             "spread": spread.mean().sqrt(),
@@ -195,7 +198,7 @@ def fill_the_hole(model: nn.Module, schedule: NoiseSchedule, images: Float[Tenso
             "Digit number {digit}, 8 by 8 pixels; a part of it is hidden: {mask}. A diffusion model that was trained "
             "without holes fills it in eight ways, with {evaluations} evaluations of the network, visiting each noise "
             "level {back}. After the last step the root mean square difference of the fills to what is hidden is "
-            "{off}, and to their own mean {spread}; black is −1 and white is 1."
+            "{off}, and to their own mean {spread}; pixels run from −1 to 1."
         ),
         controls=[
             Slider("digit", label="digit number", low=1, high=len(images), step=1, value=1),
@@ -219,7 +222,7 @@ def fill_the_hole(model: nn.Module, schedule: NoiseSchedule, images: Float[Tenso
         panels=[
             Panel(title="paint on it: the hidden part", marks=[Images("picture", columns=1)]),
             Panel(
-                title="eight states on their way; below, the best guess of each",
+                title="above: eight states on their way; below: the best guess of each",
                 marks=[Images("both", columns=4, limits=(-EDGE, EDGE))],
             ),
         ],

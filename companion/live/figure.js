@@ -202,7 +202,7 @@ function readTheme(root) {
   const ramp = (name) => get(name).split(/\s+/).map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
   return {
     palette: Array.from({ length: 8 }, (_, i) => get(`color-${i}`)),
-    ink: get("ink"), muted: get("muted"), grid: get("grid"), surface: get("surface"),
+    ink: get("ink"), muted: get("muted"), grid: get("grid"), edge: get("edge"), surface: get("surface"),
     sequential: ramp("sequential"), diverging: ramp("diverging"), font: style.fontFamily,
   };
 }
@@ -333,17 +333,23 @@ const MARKS = {
     context.imageSmoothingQuality = "high";
     context.drawImage(pixels, frame.left, frame.top, frame.width, frame.height);
   },
-  images({ context, frame }, mark, get) {
+  /** One channel is ink on paper, as in the printed figures: the lower limit is white, on dark pages too. */
+  images({ context, frame, theme }, mark, get) {
     const { shape, data } = get(mark.images);
     const [n, channels] = [shape[0], shape.length === 4 ? shape[1] : 1];
     const [height, width] = shape.slice(-2);
     const [low, high] = mark.limits ?? extremes(data);
-    const level = (v) => Math.round(clamp((v - low) / (high - low), 0, 1) * 255) || 0;
+    const [dark, bright] = channels === 1 ? [high, low] : [low, high];
+    const level = (v) => Math.round(clamp((v - dark) / (bright - dark), 0, 1) * 255) || 0;
     context.imageSmoothingEnabled = false;
+    context.lineWidth = 1;
+    context.strokeStyle = theme.edge;
     for (let k = 0; k < n; k++) {
       const value = (i, c) => level(data[(k * channels + Math.min(c, channels - 1)) * height * width + i]);
       const pixels = bitmap(width, height, (i) => [value(i, 0), value(i, 1), value(i, 2)]);
-      context.drawImage(pixels, ...imageBox(frame, mark.columns, height / width, k));
+      const [left, top, wide, tall] = imageBox(frame, mark.columns, height / width, k);
+      context.drawImage(pixels, left, top, wide, tall);
+      context.strokeRect(left - 0.5, top - 0.5, wide + 1, tall + 1);
     }
   },
 };

@@ -49,6 +49,12 @@ def _log_probs(data: LabeledMixture, label: Tensor, x: Tensor) -> tuple[Tensor, 
     return data.mixture.log_prob(x), each.index_select(1, label.reshape(1))[:, 0]
 
 
+def _soft_count(x: Tensor) -> Tensor:
+    """How many points are nearer to the center than the border of the heaps, (); a border 0.1 wide, so that no runtime
+    moves it by much."""
+    return torch.sigmoid((BETWEEN - x.norm(dim=1)) / 0.1).sum()
+
+
 def guided_cloud() -> LiveFigure:
     """Choose a label and a weight: where the guided field carries points, and the density that one would expect."""
     data = three_streets()
@@ -69,8 +75,8 @@ def guided_cloud() -> LiveFigure:
             "tilted": (mass / mass.max()).reshape(CELLS, CELLS),
             "time": (k + 1) / steps,
             "sure": sure.mean(),
-            "points_inside": torch.sigmoid((BETWEEN - x_next.norm(dim=1)) / 0.1).mean(),  # a count with a soft border
-            "tilted_inside": (mass * near).sum(),
+            "points_inside": _soft_count(x_next).round(),
+            "tilted_inside": (POINTS * (mass * near).sum()).round(),
         }
 
     plane = {"x": (-REACH, REACH), "y": (-REACH, REACH), "aspect": 1}
@@ -82,7 +88,7 @@ def guided_cloud() -> LiveFigure:
             "by the guided field of the label {label} with weight {w}, in {steps} steps. Left: the points and the way "
             "that they came, over data of all labels. Right: the same points over the density that the formula for w "
             "suggests. At time {time} the mean probability of the label at the points is {sure}. The inner heap holds "
-            "{points_inside} of the points; by the density on the right it would hold {tilted_inside}."
+            "{points_inside} of the points; by the density on the right it would hold {tilted_inside} of them."
         ),
         controls=[
             Choice("label", label="label", options=LABELS, value="blue"),
@@ -116,8 +122,8 @@ def guided_cloud() -> LiveFigure:
         readouts=[
             Readout("time", label="time", output="time", digits=2),
             Readout("sure", label="mean probability of the label", output="sure"),
-            Readout("points_inside", label="points in the inner heap", output="points_inside", digits=2),
-            Readout("tilted_inside", label="tilted density in the inner heap", output="tilted_inside", digits=2),
+            Readout("points_inside", label=f"of {POINTS} points, in the inner heap", output="points_inside", digits=1),
+            Readout("tilted_inside", label="there by the tilted density", output="tilted_inside", digits=1),
         ],
     )
 

@@ -337,7 +337,10 @@ class Heat(Mark):
 
 @dataclasses.dataclass(frozen=True)
 class Images(Mark):
-    """A grid of images (n, h, w), (n, 1, h, w) or (n, 3, h, w) with values in ``limits``; the panel needs no axes."""
+    """A grid of images (n, h, w), (n, 1, h, w) or (n, 3, h, w) with values in ``limits``; the panel needs no axes.
+
+    One channel is drawn as ink on paper, like :func:`companion.plotting.images`: the lower limit is white.
+    """
 
     images: str
     columns: int = dataclasses.field(default=8, kw_only=True)

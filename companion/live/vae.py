@@ -35,7 +35,7 @@ from companion.methods.vae import VAE, gaussian_kl
 
 VARIANCE = 0.25  # of the noise on z²
 CELLS, REACH = 600, 4.8  # of the grid of z: cells of 0.016, and the posterior is never narrower than 0.1
-LOWEST = -20.0  # lower end of the axis of scores
+LOWEST = -10.0  # lower end of the axis of scores: your dot stops there
 STOPS, NEIGHBORS = 9, 4  # pictures on the way, and test digits near its end
 
 
@@ -74,7 +74,7 @@ def _guess(x: Tensor, mu: Tensor, lv: Tensor, z: Tensor, centers: Tensor) -> dic
     return {
         "posterior": posterior,
         "guess": torch.exp(-0.5 * ((z - mu) / spread).square()) / (spread * math.sqrt(2 * math.pi)),
-        "landscape": score(x, centers, lv.expand(centers.shape)).clamp(min=LOWEST),
+        "landscape": score(x, centers, lv.expand(centers.shape)),
         "evidence_line": evidence.expand(2),
         "here": here[None],
         "missing_from": here[None],
@@ -102,8 +102,8 @@ def guess_the_hidden() -> LiveFigure:
         ),
         controls=[
             Slider("x", label="what you see, x", low=-1, high=6, step=0.25, value=4),
-            Slider("mu", label="center of your guess", low=-3, high=3, step=0.05, value=1),
-            Slider("lv", label="its log-variance", low=-6, high=2, step=0.1, value=-1),
+            Slider("mu", label="center of your guess", low=-3, high=3, step=0.05, value=1.5),
+            Slider("lv", label="its log-variance", low=-6, high=2, step=0.1, value=-2),
             Toggle("reveal", label="show the truth"),
         ],
         evaluate=_guess,
@@ -196,7 +196,7 @@ def latent_plane(
     with torch.no_grad():
         codes, _ = model.encode(images.cpu())
     names = {f"digit-{k}": f"the {k}s" for k in range(10)}
-    edge = max(3.2, math.ceil(10.5 * codes.abs().max().item()) / 10)  # no dot is cut off
+    edge = max(3.5, math.ceil(2.1 * codes.abs().max().item()) / 2)  # no dot is cut off; halves keep coordinates short
     return LiveFigure(
         name="latent-plane",
         columns=2,
@@ -204,12 +204,12 @@ def latent_plane(
         description=(
             "A plane of two hidden numbers. Its dots are test digits, each where the encoder puts it: blue for {blue}, "
             "green for {green}, gray for all others. The decoder draws a picture at every point. From {start} to "
-            f"{{here}} it draws {STOPS} pictures on the way. The test digit nearest to the end of the walk is a "
-            "{label}, {distance} away."
+            f"{{here}} it draws {STOPS} pictures on the way. The test digit nearest to the end of the walk "
+            "shows {label}, {distance} away."
         ),
         controls=[
             Point("here", label="you", panel=0, value=here, color=1),
-            Point("start", label="where you come from", panel=0, value=start, color=7),
+            Point("start", label="start", panel=0, value=start, color=7),
             Choice("blue", label="blue dots", options=names, value="digit-7"),
             Choice("green", label="green dots", options=names, value="digit-1"),
         ],
@@ -220,13 +220,13 @@ def latent_plane(
                 title="where the encoder puts test digits",
                 x=(-edge, edge),
                 y=(-edge, edge),
-                xlabel="first hidden number",
-                ylabel="second hidden number",
+                xlabel="z₁",
+                ylabel="z₂",
                 aspect=1,
                 marks=[
                     Points("codes", color="kind", size=2.2),
                     Segments("from", "to", color=7, width=1.5, alpha=0.8),
-                    Points("from", color=7, size=3, label="where you come from"),
+                    Points("from", color=7, size=3, label="start"),
                     Points("to", color=1, size=3, label="you"),
                 ],
             ),
@@ -240,7 +240,7 @@ def latent_plane(
             ),
         ],
         readouts=[
-            Readout("label", label="the nearest test digit is a", output="label", digits=1),
+            Readout("label", label="the nearest test digit shows", output="label", digits=1),
             Readout("distance", label="its distance", output="distance"),
         ],
     )

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from companion.data.batches import Source, draws, minibatches
 from companion.device import rand, randn, randn_like
+from companion.numerics.along import integrate_along
 from companion.numerics.autodiff import value_and_divergence
 from companion.numerics.ode import DormandPrince, FixedStepSolver, integrate
 from companion.numerics.paths import GaussianPath, LinearPath, expand_time
@@ -286,7 +287,8 @@ def straightness(model: Velocity, x_0: Float[Tensor, "batch ..."], solver: Solve
         v = model(t, x)
         return v, v.flatten(1).square().sum(1)
 
-    x_1, energy = _carry(speed, x_0, solver)
+    with torch.no_grad():
+        x_1, energy = integrate_along(speed, x_0, solver)
     return (energy - (x_1 - x_0).flatten(1).square().sum(1)).mean()
 
 
@@ -325,26 +327,6 @@ def log_likelihood(
     Returns:
         Log-densities, (batch,).
     """
-    x_0, change = _carry(lambda t, x: divergence(model, t, x), x_1, solver, t0=1.0, t1=0.0)
+    with torch.no_grad():
+        x_0, change = integrate_along(lambda t, x: divergence(model, t, x), x_1, solver, t0=1.0, t1=0.0)
     return base.log_prob(x_0.flatten(1)) + change
-
-
-@torch.no_grad()
-def _carry(
-    rates: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    x: Tensor,
-    solver: Solver,
-    *,
-    t0: float = 0.0,
-    t1: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Carries x and, as one more coordinate, a number that starts at 0; `rates(t, x)` are their time derivatives."""
-    shape = x.shape
-
-    def both(t, state):
-        v, rate = rates(t, state[:, :-1].reshape(shape))
-        return torch.cat([v.flatten(1), rate[:, None]], dim=1)
-
-    start = torch.cat([x.flatten(1), x.new_zeros(len(x), 1)], dim=1)
-    end = integrate(both, start, solver, t0=t0, t1=t1).final
-    return end[:, :-1].reshape(shape), end[:, -1]

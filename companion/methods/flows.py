@@ -12,7 +12,6 @@ time t, and t < s runs backwards. Where noise is added, dx = f(t, x) dt + g(t) d
 Sources: Arnold, Ordinary Differential Equations, ch. 1 and 4; Chen et al. 2018, eq. (8); Song et al. 2021, eq. (13).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from companion.device import randn
+from companion.numerics.along import integrate_along
 from companion.numerics.autodiff import jacobian, value_and_divergence
 from companion.numerics.ode import DormandPrince, integrate
 
 VectorField = Callable[[Tensor, Tensor], Tensor]
 LogProb = Callable[[Tensor], Tensor]
+ADAPTIVE = DormandPrince(rtol=1e-6, atol=1e-6)
 
 
 def flow(
@@ -40,7 +40,7 @@ def flow(
         t: final time; t < s runs backwards, and φ_{t,s} is the inverse of φ_{s,t}.
         solver: any solver of `companion.numerics.ode`; adaptive with tolerance 1e-6 unless given.
     """
-    return integrate(v, x, solver or DormandPrince(rtol=1e-6, atol=1e-6), t0=s, t1=t).final
+    return integrate(v, x, solver or ADAPTIVE, t0=s, t1=t).final
 
 
 @torch.no_grad()
@@ -70,12 +70,11 @@ def carry(
         φ_{s,t}(x) and log p_t there.
     """
 
-    def with_density(time: Tensor, state: Tensor) -> Tensor:
-        velocity, spread = value_and_divergence(v, time, state[:, :-1])
-        return torch.cat([velocity, -spread[:, None]], dim=1)
+    def rates(time: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+        velocity, spread = value_and_divergence(v, time, point)
+        return velocity, -spread
 
-    end = flow(with_density, torch.cat([x, log_prob[:, None]], dim=1), s=s, t=t, solver=solver)
-    return end[:, :-1], end[:, -1]
+    return integrate_along(rates, x, solver or ADAPTIVE, t0=s, t1=t, start=log_prob)
 
 
 def log_prob_at(
@@ -160,32 +159,6 @@ def backward_euler(
             miss = x_next - x - h * v(t, x_next)
             x_next = x_next - torch.linalg.solve(identity - h * slope, miss[:, :, None])[:, :, 0]
         x = x_next
-    return x
-
-
-def langevin(
-    score: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "batch dim"],
-    *,
-    h: float,
-    steps: int,
-    generator: torch.Generator,
-) -> Float[Tensor, "batch dim"]:
-    """Langevin sampling: x ← x + h ∇ log p(x) + √(2h) ε, Euler–Maruyama for dx = ∇ log p dt + √2 dW.
-
-    Its stationary density is p in the limit h → 0; at h > 0 it is biased. Source: Roberts and Tweedie 1996.
-
-    Args:
-        score: ∇ log p, for a batch of points.
-        x: starting points, from any density.
-        h: step size.
-        steps: number of steps.
-        generator: source of the noise, on the CPU.
-    """
-    if h <= 0:
-        raise ValueError(f"langevin: received h = {h}; the step size must be positive")
-    for _ in range(steps):
-        x = x + h * score(x) + math.sqrt(2 * h) * randn(*x.shape, generator=generator, device=x.device, dtype=x.dtype)
     return x
 
 

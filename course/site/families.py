@@ -326,7 +326,7 @@ def scatter(points: list[float], board: list[list[float]], words: str) -> str:
 
 
 def strip(images: list[str], words: str, *, columns: int = 8, scale: int = 4) -> str:
-    """Digits side by side, as a PNG picture in the page."""
+    """Digits side by side, as a PNG picture in the page: ink on paper, level 0 is white."""
     step = SIDE + 1
     rows = math.ceil(len(images) / columns)
     width, height = columns * step - 1, rows * step - 1
@@ -334,7 +334,7 @@ def strip(images: list[str], words: str, *, columns: int = 8, scale: int = 4) ->
     for k, image in enumerate(images):
         top, left = step * (k // columns), step * (k % columns)
         for i, letter in enumerate(image):
-            sheet[top + i // SIDE][left + i % SIDE] = (round(255 * LETTERS.index(letter) / 16), 255)
+            sheet[top + i // SIDE][left + i % SIDE] = (round(255 * (16 - LETTERS.index(letter)) / 16), 255)
     lines = [bytes([0]) + b"".join(bytes(pixel) * scale for pixel in line) for line in sheet]
     content = png(width * scale, height * scale, b"".join(line * scale for line in lines))
     source = f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -130,15 +130,28 @@ def test_what_is_not_hidden_is_kept_to_the_last_digit(filling):
         assert out["level"].item() == 0
 
 
-def test_the_second_panel_shows_the_fills_above_their_guesses_with_a_black_edge(filling):
-    """After the last step nothing is left to guess: the state is the guess, within its range."""
+def test_the_second_panel_shows_the_fills_above_their_guesses(filling):
+    """After the last step nothing is left to guess: the state is the guess, on the guess's own scale from −1 to 1."""
     out = filling.compute(digit=2, evaluations=10)
-    above, below = out["both"].reshape(2, live.FILLS, 1, 10, 10)
-    assert torch.equal(above[..., 1:-1, 1:-1], out["x"])
-    torch.testing.assert_close(below[..., 1:-1, 1:-1], out["x"], rtol=0, atol=1e-5)
-    edge = torch.ones(10, 10, dtype=torch.bool)
-    edge[1:-1, 1:-1] = False
-    assert (out["both"][:, 0, edge] == -live.EDGE).all()
+    above, below = out["both"].reshape(2, live.FILLS, 1, 8 + live.ABOVE + live.BELOW, 10)
+    torch.testing.assert_close(inside(above), out["x"])
+    torch.testing.assert_close(inside(below) / live.EDGE, out["x"], rtol=0, atol=1e-5)
+
+
+def test_the_two_groups_of_the_second_panel_stand_apart():
+    """Of four rows, the empty pixels between the second and the third are more than between the others."""
+    rows = torch.cat([live.framed(torch.ones(8, 1, 8, 8)) for _ in range(2)]).reshape(4, 4, -1, 10)
+    filled = (rows > 0).any(dim=3).all(dim=1).flatten()
+    assert ((rows == 1) | (rows == -live.EDGE)).all()
+    edges = filled.int().diff().nonzero().flatten().reshape(4, 2)
+    gaps = (edges[1:, 0] - edges[:-1, 1]).tolist()
+    assert gaps == [2 * live.BELOW, 2 * live.ABOVE, 2 * live.BELOW]
+
+
+def inside(framed):
+    """Eight framed images without their frames."""
+    upper = framed[:4, ..., live.ABOVE : live.ABOVE + 8, 1:-1]
+    return torch.cat([upper, framed[4:, ..., live.BELOW : live.BELOW + 8, 1:-1]])
 
 
 def test_the_figure_leaves_the_network_where_it_was():

@@ -277,11 +277,11 @@ def test_a_point_lies_where_it_was_drawn():
 
 
 def test_the_strip_shows_the_gray_levels_that_were_written():
-    """Level 0 is black and 16 is white; between two digits the page shows through."""
+    """Level 0 is white and 16 is black; between two digits the page shows through."""
     tree = BeautifulSoup(families.strip(["0g" * 32, "8" * 64], "Words.", scale=2), "html.parser")
     picture = Image.open(io.BytesIO(base64.b64decode(tree.img["src"].split(",")[1])))
     assert (picture.mode, picture.size) == ("LA", (int(tree.img["width"]), int(tree.img["height"])))
-    assert [picture.getpixel((2 * x + 1, 1)) for x in (0, 1, 8, 9)] == [(0, 255), (255, 255), (0, 0), (128, 255)]
+    assert [picture.getpixel((2 * x + 1, 1)) for x in (0, 1, 8, 9)] == [(255, 255), (0, 255), (0, 0), (128, 255)]
     assert tree.img["alt"] == "Words."
 
 
