@@ -31,46 +31,22 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from companion.nn.caches import BlockPool, Cache, KeyValueCache, LatentCache, PagedCache, WindowCache
-from companion.nn.costs import (
-    PUBLISHED,
-    DecodeCost,
-    Grouped,
-    Latent,
-    Published,
-    cache_bytes,
-    decode_cost,
-    linear_weights,
-)
+from companion.nn.caches import Cache, KeyValueCache, LatentCache, WindowCache
+from companion.nn.costs import Grouped, Latent
 from companion.nn.rotary import Rotary
-from companion.nn.transformer import Projection, RMSNorm, generate, greedy
+from companion.nn.transformer import Projection, RMSNorm
 from companion.numerics._checks import is_whole
 
 __all__ = [
-    "PUBLISHED",
-    "BlockPool",
-    "DecodeCost",
-    "Grouped",
     "GroupedQueryAttention",
-    "KeyValueCache",
-    "Latent",
     "LatentAttention",
-    "LatentCache",
-    "PagedCache",
-    "Published",
     "Window",
-    "WindowCache",
     "absorbed_form",
     "attend",
-    "cache_bytes",
     "causal",
     "cheaper_form",
-    "decode_cost",
     "everything",
     "fused_attend",
-    "generate",
-    "greedy",
-    "linear_weights",
     "naive_form",
     "pool_heads",
     "to_latent",

@@ -7,6 +7,8 @@ import torch
 
 from companion.live import attention as live
 from companion.methods import attention as at
+from companion.nn.caches import BlockPool, PagedCache, WindowCache
+from companion.nn.costs import Grouped, Latent, cache_bytes, decode_cost
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +24,10 @@ def reading():
 def shapes(heads, groups, d_head, d_latent):
     """The four kinds as the companion writes them."""
     return [
-        at.Grouped(heads, heads, d_head),
-        at.Grouped(heads, groups, d_head),
-        at.Grouped(heads, 1, d_head),
-        at.Latent(heads, d_head, d_latent, d_head // 2),
+        Grouped(heads, heads, d_head),
+        Grouped(heads, groups, d_head),
+        Grouped(heads, 1, d_head),
+        Latent(heads, d_head, d_latent, d_head // 2),
     ]
 
 
@@ -38,8 +40,8 @@ def test_the_numbers_are_those_of_the_cost_model(costs, model, groups, latent, c
     _, layers, heads, d_head, weights = live.MODELS[model]
     out = costs.compute(model=model, groups=groups, latent=latent, context=context, batch=batch, bandwidth=2, peak=500)
     for kind, shape in zip(live.KINDS, shapes(heads, 2**groups, d_head, latent), strict=True):
-        held = at.cache_bytes(shape, layers=layers, length=2**context, bytes_per_value=2)
-        cost = at.decode_cost(
+        held = cache_bytes(shape, layers=layers, length=2**context, bytes_per_value=2)
+        cost = decode_cost(
             shape, layers=layers, length=2**context, weights=int(weights), batch=batch, bytes_per_value=2
         )
         rate = cost.tokens_per_second(peak=500e12, bandwidth=2e12)
@@ -70,8 +72,8 @@ def test_more_heads_cost_what_a_model_with_that_many_costs(costs, more):
     out = costs.compute(more=more, groups=3, context=13, batch=32, bandwidth=3.35, peak=990)
     assert out["heads"] == heads
     for kind, shape in zip(live.KINDS, shapes(heads, min(8, heads), 128, 512), strict=True):
-        held = at.cache_bytes(shape, layers=32, length=2**13, bytes_per_value=2)
-        cost = at.decode_cost(shape, layers=32, length=2**13, weights=8 * 10**9, batch=32, bytes_per_value=2)
+        held = cache_bytes(shape, layers=32, length=2**13, bytes_per_value=2)
+        cost = decode_cost(shape, layers=32, length=2**13, weights=8 * 10**9, batch=32, bytes_per_value=2)
         assert out[f"gb_{kind}"].item() == pytest.approx(held / 1e9, rel=1e-5)
         assert out[f"rate_{kind}"].item() == pytest.approx(
             cost.tokens_per_second(peak=990e12, bandwidth=3.35e12), rel=1e-4
@@ -97,7 +99,7 @@ def test_below_the_edge_of_the_roof_attention_waits_for_memory(costs):
 @pytest.mark.parametrize("size", [2, 5, 8, 16])
 def test_a_window_lies_where_the_ring_of_the_companion_puts_it(reading, written, size):
     """The companion's cache of keys that are their own positions."""
-    ring = at.WindowCache(1, 1, size, 1)
+    ring = WindowCache(1, 1, size, 1)
     for position in range(written):
         key = torch.full((1, 1, 1, 1), position + 1.0)
         ring.append(key, key)
@@ -112,8 +114,8 @@ def test_a_window_lies_where_the_ring_of_the_companion_puts_it(reading, written,
 @pytest.mark.parametrize("size", range(2, 17))
 def test_pages_hold_whole_blocks_and_nobody_writes_into_anothers(reading, written, size):
     """The blocks of the companion's paged cache; each token has one slot, and the other text keeps its own."""
-    pool = at.BlockPool(80 // size, 1, 1, block=size)
-    cache = at.PagedCache(pool)
+    pool = BlockPool(80 // size, 1, 1, block=size)
+    cache = PagedCache(pool)
     key = torch.zeros(1, 1, written, 1)
     cache.append(key, key)
     out = reading.compute(kind="paged", written=written, size=size)

@@ -9,6 +9,8 @@ from torch import nn
 
 from companion.device import generator, randn, seeded
 from companion.methods import attention as at
+from companion.nn.caches import BlockPool, KeyValueCache, PagedCache, WindowCache
+from companion.nn.costs import cache_bytes
 from companion.nn.rotary import Rotary, frequencies, rotate
 from companion.nn.transformer import Decoder
 
@@ -173,8 +175,8 @@ def test_decoding_with_a_cache_computes_what_a_pass_over_everything_computes(mak
 @torch.no_grad()
 def test_paged_and_contiguous_caches_decode_alike(sees):
     attention, x = grouped(rotary=ROTARY, sees=sees), normals(2, 17, DIM)
-    pool = at.BlockPool(12, 2, D_HEAD, block=4, dtype=F64)
-    paged, contiguous = at.PagedCache(pool, batch=2), at.KeyValueCache(2, 2, 20, D_HEAD, dtype=F64)
+    pool = BlockPool(12, 2, D_HEAD, block=4, dtype=F64)
+    paged, contiguous = PagedCache(pool, batch=2), KeyValueCache(2, 2, 20, D_HEAD, dtype=F64)
     for piece in x.split((6, 5, 1, 1, 4), dim=1):
         torch.testing.assert_close(attention(piece, paged), attention(piece, contiguous))
     assert paged.nbytes == pool.nbytes_held == 2 * 5 * 2 * 4 * 2 * D_HEAD * 8  # 5 blocks of 4 for 17 tokens
@@ -184,7 +186,7 @@ def test_paged_and_contiguous_caches_decode_alike(sees):
 def test_continuations_that_share_a_prompt_decode_as_if_alone():
     attention, prompt = grouped(rotary=ROTARY), normals(1, 6, DIM)
     one, two = normals(1, 3, DIM, seed=1), normals(1, 3, DIM, seed=2)
-    cache = at.PagedCache(at.BlockPool(8, 2, D_HEAD, block=4, dtype=F64))
+    cache = PagedCache(BlockPool(8, 2, D_HEAD, block=4, dtype=F64))
     attention(prompt, cache)
     fork = cache.fork()
     mine, theirs = attention(one, cache), attention(two, fork)
@@ -482,7 +484,7 @@ def test_both_forms_have_the_same_gradients():
 def test_what_it_made_fits_its_own_description(make):
     attention = make()
     cache = attention.new_cache(batch=3, length=5)
-    assert cache.nbytes == at.cache_bytes(attention.shape, layers=1, length=5, batch=3, bytes_per_value=8)
+    assert cache.nbytes == cache_bytes(attention.shape, layers=1, length=5, batch=3, bytes_per_value=8)
 
 
 # ---------------------------------------------------------------------- bad input
@@ -544,20 +546,20 @@ def test_a_padding_mask_of_another_shape_names_its_rule(kind):
 def test_a_cache_that_cannot_serve_is_an_error():
     x = normals(1, 3, DIM)
     with pytest.raises(ValueError, match="rule: `everything` also sees later tokens"):
-        grouped(2, sees=at.everything)(x, at.KeyValueCache(1, 2, 4, D_HEAD, dtype=F64))
-    ring = at.WindowCache(1, 2, 4, D_HEAD, dtype=F64)
+        grouped(2, sees=at.everything)(x, KeyValueCache(1, 2, 4, D_HEAD, dtype=F64))
+    ring = WindowCache(1, 2, 4, D_HEAD, dtype=F64)
     for sees in (at.causal, at.Window(5)):
         with pytest.raises(ValueError, match="rule: only Window.size. with size ≤ 4 can do with it"):
             grouped(2, sees=sees)(x, ring)
     with pytest.raises(ValueError, match="rule: 4 fit in all"):
-        grouped(2)(normals(1, 5, DIM), at.KeyValueCache(1, 2, 4, D_HEAD, dtype=F64))
+        grouped(2)(normals(1, 5, DIM), KeyValueCache(1, 2, 4, D_HEAD, dtype=F64))
     with pytest.raises(ValueError, match="positions 0 to 63"):
         grouped(2, rotary=ROTARY)(normals(1, 65, DIM))
 
 
 def test_a_larger_ring_serves_a_smaller_window():
     attention, x = grouped(2, rotary=ROTARY, sees=at.Window(3)), normals(1, 12, DIM)
-    ring = at.WindowCache(1, 2, 5, D_HEAD, dtype=F64)
+    ring = WindowCache(1, 2, 5, D_HEAD, dtype=F64)
     with torch.no_grad():
         parts = [attention(piece, ring) for piece in x.split((4, 1, 1, 3, 1, 2), dim=1)]
         torch.testing.assert_close(torch.cat(parts, dim=1), attention(x))

@@ -6,7 +6,8 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from benchmarks import decode
 from companion.device import generator
-from companion.methods.attention import Window, WindowCache, absorbed_form, cheaper_form, naive_form
+from companion.methods.attention import Window, absorbed_form, cheaper_form, naive_form
+from companion.nn.caches import WindowCache
 
 TOKENS = torch.randint(decode.VOCABULARY, (2, 40), generator=generator(3))
 PIECES = (24, 9, 1, 1, 1, 1, 1, 1, 1)  # a prompt, several tokens at once, one by one
