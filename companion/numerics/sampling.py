@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion.numerics._checks import is_whole, not_finite
+from companion.numerics._random import normal_like
 
 __all__ = ["MetropolisResult", "langevin", "langevin_chain", "metropolis_langevin"]
 
@@ -77,7 +78,7 @@ def _endless(score: Score, x: Tensor, h: float, generator: torch.Generator) -> I
     while True:
         step += 1
         with torch.no_grad():  # inside the loop: a generator that waits must not switch off its caller's gradients
-            x = x + h * _score_at("langevin", score, x) + math.sqrt(2 * h) * _noise(x, generator)
+            x = x + h * _score_at("langevin", score, x) + math.sqrt(2 * h) * normal_like(x, generator)
         if not_finite(x):
             raise ValueError(
                 f"langevin: received h = {h:g}, and a chain left the finite numbers at step {step}; "
@@ -127,7 +128,7 @@ def metropolis_langevin(
         raise ValueError("metropolis_langevin: received a start where log p or its gradient is not finite; move it")
     accepted = torch.zeros_like(value)
     for step in range(1, steps + 1):
-        proposal = x + h * slope + math.sqrt(2 * h) * _noise(x, generator)
+        proposal = x + h * slope + math.sqrt(2 * h) * normal_like(x, generator)
         value_new, slope_new = _value_and_score(log_prob, proposal)
         _check_proposal(value_new, slope_new, step, h)
         forth, back = _log_move(x, proposal, slope, h), _log_move(proposal, x, slope_new, h)
@@ -162,10 +163,6 @@ def _log_move(start: Tensor, end: Tensor, slope: Tensor, h: float) -> Tensor:
 
 def _like(move: Tensor, x: Tensor) -> Tensor:
     return move.reshape(-1, *[1] * (x.ndim - 1))
-
-
-def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
 
 
 def _score_at(operation: str, score: Score, x: Tensor) -> Tensor:

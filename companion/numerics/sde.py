@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from companion.numerics._checks import not_finite
+from companion.numerics._random import normal_like
 
 __all__ = ["SamplePaths", "euler_maruyama"]
 
@@ -90,8 +91,7 @@ def _step(drift: Callable, diffusion: Callable | float, t: Tensor, x: Tensor, h:
             "rule: the shape of the states"
         )
     g = diffusion(t) if callable(diffusion) else diffusion
-    noise = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
-    return x + h * slope + g * math.sqrt(abs(h)) * noise
+    return x + h * slope + g * math.sqrt(abs(h)) * normal_like(x, generator)
 
 
 def _check_arguments(x: Tensor, steps: int, every: int | None, t0: float, t1: float) -> None:
