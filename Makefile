@@ -3,7 +3,7 @@ PYTHON ?= python3
 SETUP := $(PYTHON) course/bootstrap.py
 
 .DEFAULT_GOAL := help
-.PHONY: help site test lab author run check bench compare
+.PHONY: help site test lab homework author run check bench compare
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):  *## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ test:  ## run every check: notebooks, tests, site (ARGS='-k ode' goes to pytest)
 
 lab:  ## open JupyterLab on your own copies of the chapters, kept up to date
 	@$(SETUP) lab -- lab $(CHAPTER)
+
+homework:  ## get, check, release, collect, grade … (ARGS='get 12'; ARGS=--help lists all)
+	@$(SETUP) homework -- homework $(ARGS)
 
 author:  ## open JupyterLab on the truth
 	@$(SETUP) author -- author $(CHAPTER)

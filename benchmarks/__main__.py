@@ -27,6 +27,7 @@ MODULES = (
     "langevin",
     "normalizing_flows",
     "decode",
+    "grading",
     "chapters",
 )
 RESULTS = Path(__file__).with_name("results.json")

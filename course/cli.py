@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 from course.chapters import Course, CourseError, find_course
+from course.homework.commands import add_parser as add_homework
 
 REFUSED = (errno.ENOSPC, errno.EACCES, errno.EPERM, errno.EROFS)  # the disk is full, or not ours to write
 CHAPTERS = {"nargs": "*", "metavar": "CHAPTER", "help": "number, slug or prefix; all chapters if none is given"}
@@ -73,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     check = command("check", _check, "Compare texts and notebooks without executing them.")
     check.add_argument("chapters", **CHAPTERS)
+
+    add_homework(commands)
 
     bench = command("bench", _bench, "Measure against the peers and write benchmarks/results.json.")
     bench.add_argument("only", nargs="*", metavar="MEASURE", help="only these measures")

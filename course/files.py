@@ -6,13 +6,13 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomic(path: Path, text: str) -> bool:
-    """Writes `text` to `path` by way of a temporary file beside it; a failure leaves the old file.
+def write_atomic(path: Path, content: str | bytes) -> bool:
+    """Writes `content` to `path` by way of a temporary file beside it; a failure leaves the old file.
 
     Returns:
         Whether the file changed. An equal file is left alone, modification time included.
     """
-    data = text.encode("utf-8")
+    data = content.encode("utf-8") if isinstance(content, str) else content
     if path.is_file() and path.read_bytes() == data:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,31 +49,36 @@ def update(course: Course, folder: Path) -> list[Update]:
 
 def update_chapter(chapter: Chapter, folder: Path) -> Update:
     """Copies one chapter, or merges what is new in it into the student's copy."""
-    copy, base_path = folder / f"{chapter.slug}.ipynb", folder / ".base" / f"{chapter.slug}.ipynb"
     if not chapter.notebook.is_file():
         return Update(chapter.slug, "has no executed notebook yet: left out", problem=True)
     try:
         new = blank(read(chapter.notebook))
     except CourseError as error:
         return Update(chapter.slug, str(error), problem=True)
+    return update_copy(chapter.slug, new, folder)
+
+
+def update_copy(slug: str, new: NotebookNode, folder: Path) -> Update:
+    """Copies a blank notebook into `folder`, or merges what is new in it into the student's copy there."""
+    copy, base_path = folder / f"{slug}.ipynb", folder / ".base" / f"{slug}.ipynb"
     if not copy.exists():
         write(copy, new)
         write(base_path, new)
-        return Update(chapter.slug, "copied")
+        return Update(slug, "copied")
     base = read_or_none(base_path)
     if base is not None and base == new:
-        return Update(chapter.slug, "up to date")
+        return Update(slug, "up to date")
     try:
         mine = read(copy)
     except CourseError as error:
-        return Update(chapter.slug, f"{error}; left untouched", problem=True)
+        return Update(slug, f"{error}; left untouched", problem=True)
     result = merge(base, mine, new)
     if result.notebook != mine:
         kept = backup(copy, folder / ".backup")
         write(copy, result.notebook)
     write(base_path, new)
     return Update(
-        chapter.slug,
+        slug,
         f"merged: {result} (before: {kept.relative_to(folder).as_posix()})"
         if result.notebook != mine
         else "up to date",

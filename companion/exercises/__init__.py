@@ -15,7 +15,7 @@ __all__ = ["Exercise", "Verdict", "check", "find", "names", "topics", "verdict"]
 
 def topics() -> list[str]:
     """The names of the topic modules, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "checking")
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - {"checking", "homework"})
 
 
 def names(topic: str) -> list[str]:

@@ -15,12 +15,13 @@ from pathlib import Path
 
 from course.chapters import CourseError, find_course
 from course.files import write_atomic
+from course.homework.sources import load, slugs
 from course.site import families
 from course.site.evidence import read_ledger
 from course.site.vendor import vendor
 
 DRAFT = "COURSE_SITE_DRAFT"  # set: gaps and warnings are printed, not fatal (for authors in the middle of a chapter)
-INPUTS = ("book", "notebooks", "companion", "course/site", "tests")
+INPUTS = ("book", "notebooks", "homework", "companion", "course/site", "course/homework", "tests")
 LEFT_OUT = {"_build", "_generated", "vendor", "node_modules", "__pycache__", ".ipynb_checkpoints"}
 WARNING = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b")
 COLOR = re.compile(r"\x1b\[[0-9;]*m")
@@ -67,6 +68,8 @@ def build(root: Path | None = None, *, force: bool = False) -> Path:
     check_evidence(root)
     if (root / families.FILE).is_file():
         families.read(root)
+    for slug in slugs(root / "homework"):
+        load(root / "homework" / slug)
     if not force and is_current(root):
         print("The site is up to date.", flush=True)
         return site_folder(root)

@@ -25,6 +25,7 @@ from course.site import families
 from course.site.building import DRAFT
 from course.site.docstrings import to_rst
 from course.site.evidence import Evidence, Ledger, read_ledger
+from course.site.homework import homework_page
 from course.site.pages import box_label, index_label, write_pages
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     root = Path(app.srcdir)
     ledger = read_ledger(root)
     refuse_gaps(ledger)
-    write_pages(root, ledger)
+    write_pages(root, ledger, {"homework.md": homework_page(root)})
     app.add_transform(chapter_transform(ledger))
     app.connect("config-inited", offer_launch_buttons)
     app.connect("env-get-updated", number_by_chapter, priority=900)  # after Sphinx has counted

@@ -17,9 +17,9 @@ def generated_folder(root: Path) -> Path:
     return root / "book" / "_generated"
 
 
-def write_pages(root: Path, ledger: Ledger) -> None:
-    """Writes every generated page, and removes those that no chapter asks for any more."""
-    pages = {"equations.md": equations_page(ledger), "mistakes.md": mistakes_page(ledger)}
+def write_pages(root: Path, ledger: Ledger, others: dict[str, str] | None = None) -> None:
+    """Writes every generated page, `others` too, and removes those that no chapter asks for any more."""
+    pages = {"equations.md": equations_page(ledger), "mistakes.md": mistakes_page(ledger)} | (others or {})
     pages |= {f"evidence/{chapter.slug}.md": evidence_page(ledger, chapter.slug) for chapter in ledger.chapters}
     folder = generated_folder(root)
     pages |= reference_pages(root / "companion")

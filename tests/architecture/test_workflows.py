@@ -18,8 +18,18 @@ def steps(workflow: Path) -> str:
     return "\n".join(step.get("run", "") for job in jobs for step in job["steps"])
 
 
-def test_the_three_workflows_are_there():
-    assert [path.stem for path in WORKFLOWS] == ["ci", "gpu", "weekly"]
+TESTING = [path for path in WORKFLOWS if path.stem != "student"]
+
+
+def test_the_workflows_are_there():
+    assert [path.stem for path in WORKFLOWS] == ["ci", "gpu", "student", "weekly"]
+
+
+def test_the_branch_that_students_open_is_the_one_that_is_published():
+    config = yaml.safe_load((ROOT / "book/_config.yml").read_text(encoding="utf-8"))
+    published = steps(ROOT / ".github/workflows/student.yml")
+    assert "homework publish student-edition" in published
+    assert published.rstrip().endswith(config["repository"]["branch"])
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
@@ -42,8 +52,8 @@ def test_the_schema_refuses_a_workflow_that_is_none(tmp_path):
     assert subprocess.run(command, capture_output=True, check=False).returncode == 1
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.stem)
-def test_every_workflow_runs_the_whole_test_command(workflow):
+@pytest.mark.parametrize("workflow", TESTING, ids=lambda path: path.stem)
+def test_every_workflow_that_tests_runs_the_whole_test_command(workflow):
     assert re.search(r"make test|\.ci/run|bootstrap\.py test -- test|course test", steps(workflow))
 
 

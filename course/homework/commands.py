@@ -1,0 +1,350 @@
+"""`course homework …`: what students and instructors do with homework, one subcommand each.
+
+Exit status: 0 done; 1 something needs a look (a problem that is not right yet, a submission set aside, a survivor of
+the proof); 2 a mistake in the call, said in one message.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from course.chapters import Course, CourseError, find_course
+from course.files import write_atomic
+from course.homework.folder import TeachingFolder, find_folder
+from course.homework.roster import Roster, Student, read_roster
+
+NAMED = {"metavar": "HOMEWORK", "help": "number, slug or prefix, such as 12"}
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds `homework` with its subcommands."""
+    text = "Get, check, release, collect and grade homework."
+    homework = commands.add_parser("homework", help=text, description=text)
+    homework.set_defaults(action=lambda _: homework.print_help() or 0)
+    parts = homework.add_subparsers(title="commands", metavar="COMMAND")
+    folder = argparse.ArgumentParser(add_help=False)
+    folder.add_argument(
+        "--folder", metavar="DIR", help="the teaching folder (default: $COURSE_TEACHING, else teaching/)"
+    )
+
+    def command(
+        name: str, action: Callable[[argparse.Namespace], int], text: str, *arguments: str
+    ) -> argparse.ArgumentParser:
+        sub = parts.add_parser(name, help=text, description=text, parents=[folder])
+        sub.set_defaults(action=action)
+        for argument in arguments:
+            if argument == "homework":
+                sub.add_argument("homework", **NAMED)
+            elif argument == "homeworks":
+                sub.add_argument("homework", nargs="*", metavar="HOMEWORK", help="as 12; all if none is given")
+            elif argument == "students":
+                sub.add_argument("--student", nargs="+", metavar="ID", help="only these")
+            elif argument == "dry-run":
+                sub.add_argument("--dry-run", action="store_true", help="say what would be done, write nothing")
+        return sub
+
+    get = command("get", _get, "Bring a homework into your workspace; a newer edition is merged in.", "homework")
+    get.add_argument(
+        "--from", dest="given", metavar="FILE", type=Path, help="the archive or folder that you were given"
+    )
+    check = command("check", _check, "Check your whole notebook afresh, and pack it for handing in.", "homework")
+    check.add_argument("--no-pack", action="store_true", help="only check")
+
+    release = command(
+        "release", _release, "Hand homework out: student edition, records, gradebook.", "homeworks", "dry-run"
+    )
+    release.add_argument("--same-for-all", action="store_true", help="the same numbers for everybody")
+    release.add_argument("--force", action="store_true", help="although submissions to another edition were collected")
+    collect = command("collect", _collect, "Put what came in into the released notebook.", "homework", "dry-run")
+    collect.add_argument("--inbox", metavar="PATH", type=Path, help="a folder or archive (default: inbox/HOMEWORK)")
+    for name, action, text in (
+        ("grade", _grade, "Judge collected submissions in the sandbox; those already judged are left."),
+        ("regrade", _regrade, "Judge them again; scores and comments by hand stay."),
+    ):
+        grade = command(name, action, text, "homework", "students", "dry-run")
+        grade.add_argument("--workers", type=int, metavar="N", help="processes here (default: one a core)")
+        grade.add_argument("--scheduler", metavar="ADDRESS", help="a dask cluster instead, such as tcp://host:8786")
+    review = command("review", _review, "Open nbgrader's page to grade written answers by hand.")
+    review.add_argument("--port", type=int, default=8889, help="of the page on this machine (default: 8889)")
+    review.add_argument("--no-browser", action="store_true", help="do not open a browser window")
+    review.add_argument("--allow-root", action="store_true", help="serve as root too, in a container")
+    command("feedback", _feedback, "Write a page for each student.", "homework", "students", "dry-run")
+    export = command("export", _export, "Write the scores as the learning platform reads them.", "homework", "dry-run")
+    export.add_argument("--to", choices=("canvas", "moodle", "gradescope", "csv"), default="csv", help="(default: csv)")
+    export.add_argument("--partial", action="store_true", help="although written answers wait for a person")
+    export.add_argument(
+        "--missing", choices=("empty", "zero"), default="empty", help="who handed in nothing (default: empty)"
+    )
+    publish = command("publish", _publish, "Write the whole course as students may see it, without solutions.")
+    publish.add_argument("target", metavar="DIR", type=Path, help="a folder of its own")
+    command("status", _status, "Say where each homework stands.", "homeworks")
+    prove = command("prove", _prove, "Hand in every right and wrong answer of the catalogue, and count.", "homeworks")
+    prove.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    prove.add_argument("--rehearse", action="store_true", help="in this process, without the sandbox (seconds)")
+
+
+# ---------------------------------------------------------------------- students
+
+
+def _get(arguments: argparse.Namespace) -> int:
+    from course.homework.students import get
+
+    course, folder = _places(arguments)
+    update, notebook = get(folder, arguments.homework, course.workspace, arguments.given)
+    print(update, file=sys.stderr if update.problem else sys.stdout)
+    if not update.problem:
+        print(f"open {notebook} in JupyterLab (`course lab` shows it too)")
+    return int(update.problem)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from course.homework.students import check, locate, pack_submission
+
+    notebook = locate(find_course().workspace, arguments.homework)
+    print(f"running {notebook.name} from the top …", flush=True)
+    reports, flags = check(notebook)
+    width = max((len(report.problem) for report in reports), default=0)
+    for report in reports:
+        print(f"{report.problem:{width}}  {report.message}")
+    for flag in flags:
+        print(f"note: {flag}")
+    if not arguments.no_pack:
+        print(f"hand in {pack_submission(notebook)}")
+    return int(any(report.open for report in reports))
+
+
+# ---------------------------------------------------------------------- instructors
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    from course.homework.gradebook import Book
+    from course.homework.releasing import release
+    from course.homework.sources import find, slugs
+
+    _, folder = _places(arguments)
+    roster = _roster(folder)
+    chosen = [find(folder.sources, name) for name in arguments.homework] or slugs(folder.sources)
+    if not chosen:
+        raise CourseError(f"release: received {folder.sources}, which holds no homework; rule: NN-slug/assignment.md")
+    for slug in tqdm(chosen, desc="rehearsing and releasing", disable=None):
+        done = release(
+            folder,
+            slug,
+            roster=roster,
+            same_for_all=arguments.same_for_all,
+            force=arguments.force,
+            dry_run=arguments.dry_run,
+        )
+        if not arguments.dry_run:
+            with Book(folder.database, policy=folder.late) as book:
+                book.add_students(roster or Roster())
+                book.add_release(slug, done.notebook, folder.due(slug), force=arguments.force)
+        would = "would write" if arguments.dry_run else "wrote"
+        files = f"{would} {len(done.changed)} files" if done.changed else "nothing changed"
+        own = f", {done.personal} students with numbers of their own" if done.personal else ""
+        tqdm.write(f"{slug}: edition {done.release.digest}, {files}{own}; due {folder.due(slug) or 'never'}")
+    out = folder.root / ("personal" if roster else "release")
+    print(f"hand out what lies in {out}; put what comes back into {folder.root / 'inbox'}/HOMEWORK")
+    return 0
+
+
+def _collect(arguments: argparse.Namespace) -> int:
+    from course.homework.submissions import collect
+
+    _, folder = _places(arguments)
+    slug, roster = _released(folder, arguments.homework), _roster(folder)
+    counts: dict[str, int] = {}
+    for one in tqdm(
+        collect(folder, slug, roster, arguments.inbox, dry_run=arguments.dry_run), desc="collecting", disable=None
+    ):
+        counts[one.state] = counts.get(one.state, 0) + 1
+        tqdm.write(str(one))
+    said = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing came in"
+    print(f"{slug}: {said}" + (" (dry run: nothing was written)" if arguments.dry_run else ""))
+    return int("set aside" in counts)
+
+
+def _grade(arguments: argparse.Namespace) -> int:
+    return _judge(arguments, again=False)
+
+
+def _regrade(arguments: argparse.Namespace) -> int:
+    return _judge(arguments, again=True)
+
+
+def _judge(arguments: argparse.Namespace, *, again: bool) -> int:
+    from course.homework import grading
+    from course.homework.editions import notebook_text
+    from course.homework.gradebook import Book
+    from course.homework.releasing import read_release
+    from course.homework.review import for_review
+    from course.homework.sources import load
+    from course.homework.submissions import read
+
+    _, folder = _places(arguments)
+    slug = _released(folder, arguments.homework)
+    release = read_release(folder, slug)
+    every = grading.tasks(folder, release, arguments.student)
+    todo = every if again else [task for task in every if not grading.done(folder, slug, task)]
+    print(f"{slug}: {len(every)} submissions, {len(todo)} to grade", flush=True)
+    if arguments.dry_run or not todo:
+        return 0
+    assignment = load(folder.source(slug))
+    scheduler = arguments.scheduler or folder.settings.get("scheduler")
+    ungraded = 0
+    with Book(folder.database, policy=folder.late) as book:
+        book.add_students(_roster(folder) or Roster([Student(task.student) for task in every]))
+        results = grading.run(
+            grading.papers(folder, release), todo, workers=arguments.workers or os.cpu_count() or 1, scheduler=scheduler
+        )
+        for result in tqdm(results, total=len(todo), desc="grading", disable=None):
+            submission = read(folder, slug, result.student)
+            ungraded += not result.key
+            if result.key:
+                page = for_review(result, assignment)
+                write_atomic(folder.autograded(result.student, slug) / f"{slug}.ipynb", notebook_text(page))
+                book.record(result, submission.notebook, submitted=submission.submitted)
+                grading.write_result(folder, result)
+            noticed = f"  ({'; '.join(map(str, result.flags))})" if result.flags else ""
+            tqdm.write(f"{result.student:24} {result.earned:6g} points, {result.seconds:5.1f} s{noticed}")
+    print(f"{slug}: {len(todo) - ungraded} graded" + (f", {ungraded} NOT graded: call again" if ungraded else ""))
+    return int(bool(ungraded))
+
+
+def _review(arguments: argparse.Namespace) -> int:
+    from course.homework.review import start
+
+    _, folder = _places(arguments)
+    start(
+        folder.root,
+        folder.database,
+        port=arguments.port,
+        browser=not arguments.no_browser,
+        allow_root=arguments.allow_root,
+    )
+    return 0
+
+
+def _feedback(arguments: argparse.Namespace) -> int:
+    from course.homework.returning import write_pages
+
+    _, folder = _places(arguments)
+    slug = _released(folder, arguments.homework)
+    pages = write_pages(folder, slug, arguments.student, dry_run=arguments.dry_run)
+    written = sum(page.changed for page in tqdm(pages, desc="feedback", disable=None))
+    print(f"{slug}: {'would write' if arguments.dry_run else 'wrote'} {written} pages under {folder.root / 'feedback'}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from course.homework.exports import export
+    from course.homework.gradebook import Book
+
+    _, folder = _places(arguments)
+    slug = _released(folder, arguments.homework)
+    with Book(folder.database, policy=folder.late) as book:
+        rows = book.rows(slug)
+    made = export(arguments.to, rows, _roster(folder), slug, partial=arguments.partial, missing=arguments.missing)
+    path = folder.exports / made.name if arguments.dry_run else made.write(folder.exports)
+    print(f"{'would write' if arguments.dry_run else 'wrote'} {path}")
+    for message in made.left_out:
+        print(f"    left out: {message}", file=sys.stderr)
+    return int(bool(made.left_out))
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from course.homework.publishing import publish
+
+    course, folder = _places(arguments)
+    changed = publish(course, folder.sources, arguments.target)
+    print(f"{arguments.target}: {len(changed)} files changed")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from course.homework import grading
+    from course.homework.gradebook import Book
+    from course.homework.releasing import read_release
+
+    _, folder = _places(arguments)
+    chosen = [_released(folder, name) for name in arguments.homework] or _all_released(folder)
+    if not chosen:
+        print(f"nothing is released in {folder.root}")
+    for slug in chosen:
+        release = read_release(folder, slug)
+        tasks = grading.tasks(folder, release)
+        with Book(folder.database, policy=folder.late) as book:
+            rows = book.rows(slug)
+        due = folder.due(slug) or "never"
+        print(f"{slug}: released {release.made} with companion {release.companion}, due {due}")
+        counts = {
+            "students": len(rows),
+            "collected": len(tasks),
+            "graded": sum(grading.done(folder, slug, task) for task in tasks),
+            "wait for a person": sum(row.pending for row in rows),
+        }
+        print("    " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        for task in tasks:
+            result = grading.read_result(folder, slug, task.student)
+            for flag in result.flags if result else task.flags:
+                print(f"    {task.student}: {flag}")
+    return 0
+
+
+def _prove(arguments: argparse.Namespace) -> int:
+    from course.homework.proving import prove, rehearse
+    from course.homework.sources import find, load, slugs
+
+    _, folder = _places(arguments)
+    chosen = [find(folder.sources, name) for name in arguments.homework] or slugs(folder.sources)
+    if arguments.rehearse:
+        problems = [
+            f"{slug}: {problem}"
+            for slug in tqdm(chosen, disable=None)
+            for problem in rehearse(load(folder.sources / slug))
+        ]
+        print("\n".join(problems) or f"{len(chosen)} homeworks rehearsed: every answer is judged as it must be")
+        return int(bool(problems))
+    workers = arguments.workers or os.cpu_count() or 1
+    proofs = prove([load(folder.sources / slug) for slug in chosen], folder.limits, workers=workers)
+    path = folder.sources / "proof.json"
+    kept = {**_before(path, slugs(folder.sources)), **{slug: proof.summary() for slug, proof in proofs.items()}}
+    write_atomic(path, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    for slug, proof in proofs.items():
+        print(f"{slug}: {proof}")
+    return int(not all(proof.perfect for proof in proofs.values()))
+
+
+def _before(path: Path, known: Iterable[str]) -> dict:
+    """The proofs of an earlier call, of homeworks that still exist."""
+    try:
+        return {
+            slug: proof for slug, proof in json.loads(path.read_text(encoding="utf-8")).items() if slug in set(known)
+        }
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _places(arguments: argparse.Namespace) -> tuple[Course, TeachingFolder]:
+    course = find_course()
+    return course, find_folder(course, arguments.folder)
+
+
+def _roster(folder: TeachingFolder) -> Roster | None:
+    return read_roster(folder.roster, zone=folder.time_zone) if folder.roster.is_file() else None
+
+
+def _all_released(folder: TeachingFolder) -> list[str]:
+    return sorted(path.stem for path in (folder.root / "private").glob("*.json"))
+
+
+def _released(folder: TeachingFolder, name: str) -> str:
+    """The slug of a released homework."""
+    from course.homework.sources import choose
+
+    return choose(_all_released(folder), name, f"none: nothing is released in {folder.root}")

@@ -1,0 +1,207 @@
+"""The proof that the grader teaches: right answers get full marks, each wrong one loses points and is told why.
+
+`rehearse` does it in this process with the author's own answers, in seconds, while an author writes and before each
+release; `prove` hands the same answers in, has them graded in the sandbox, and counts.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from companion.exercises.homework import PUBLIC_SEED, judge, values
+from course.homework.editions import Edition, edition, notebook_text
+from course.homework.results import Result
+from course.homework.sandbox import Limits
+from course.homework.sources import Assignment, Problem, Test, hidden_seed
+
+SECRET = "rehearsal"
+KEPT_BY_WRONG = 0.5  # a wrong answer may keep at most this share of its problem's points
+MOST_RECORDED = 300_000  # bytes of values beside a notebook, all checks together
+
+
+def rehearse(assignment: Assignment, secret: str = SECRET, only: str | None = None) -> list[str]:
+    """Says which answers of the catalogue are not judged as they must be, on the inputs of `secret`."""
+    found: list[str] = []
+    for problem in assignment.graded:
+        if only and problem.name != only:
+            continue
+        for number, variant in enumerate(assignment.variants):
+            where = problem.name + (f" (variant {number})" if len(assignment.variants) > 1 else "")
+            found += [f"{where}: {text}" for text in _rehearse(problem, variant, secret)]
+    return found
+
+
+def _rehearse(problem: Problem, variant: dict[str, Any], secret: str) -> Iterator[str]:
+    exercises = {test.name: problem.exercise(test, variant) for test in problem.tests}
+    hidden = {test.name: exercises[test.name].record(hidden_seed(secret, test.name)) for test in problem.tests}
+    check = problem.tests[0]
+    public = exercises[check.name].record(PUBLIC_SEED)
+    yield from _records(problem, check, public, hidden[check.name])
+    if public["right"]["kind"] == "error":
+        return
+
+    def told(answer: str, test: Test, seed: int, record: dict) -> tuple[bool, str]:
+        probe = problem.runner(answer, test, variant)
+        verdict = judge(values(probe, seed), record)
+        return verdict.passed, verdict.message
+
+    def graded(answer: str) -> tuple[float, str]:
+        earned, first = 0.0, ""
+        for test in problem.tests:
+            passed, message = told(answer, test, hidden_seed(secret, test.name), hidden[test.name])
+            earned += test.points if passed else 0
+            first = first or ("" if passed else message)
+        return earned, first
+
+    for name, answer in {"Solution": problem.solution, **problem.also_right}.items():
+        earned, message = graded(answer)
+        if earned < problem.points:
+            yield f"the right answer {name!r} gets {earned:g} of {problem.points:g} points and is told: {message}"
+        passed, message = told(answer, check, PUBLIC_SEED, public)
+        if not passed:
+            yield f"the right answer {name!r} fails the public check and is told: {message}"
+    for text, answer in problem.wrong.items():
+        earned, message = graded(answer)
+        if earned > KEPT_BY_WRONG * problem.points:
+            yield f"the wrong answer {text!r} keeps {earned:g} of {problem.points:g} points"
+        elif message != f"Not yet: {text}":
+            yield f"the wrong answer {text!r} is told: {message}"
+        elif not check.sealed:
+            passed, message = told(answer, check, PUBLIC_SEED, public)
+            if not passed and message != f"Not yet: {text}":
+                yield f"the wrong answer {text!r} is told by the public check: {message}"
+    earned, message = graded(problem.starter)
+    if earned:
+        yield f"the untouched starter gets {earned:g} points"
+
+
+def _records(problem: Problem, check: Test, public: dict, hidden: dict) -> Iterator[str]:
+    """What is wrong with the values that are handed out."""
+    if public["right"]["kind"] in ("error", "unanswered", "other"):
+        yield f"the solution gives no values: {public['right'].get('data')}"
+    elif judge(public["right"], hidden).passed and not check.sealed:
+        yield (
+            "the public values pass as hidden ones, so that handing them in would do; rule: let the generator draw the "
+            "inputs (of a sampler, the law's parameters too), or say `sealed: true`"
+        )
+    if not check.sealed and len(json.dumps(public)) > MOST_RECORDED // 4:
+        yield f"the public values take {len(json.dumps(public)) // 1000} kB; rule: at most {MOST_RECORDED // 4000}"
+
+
+@dataclass
+class Proof:
+    """What handing in the whole catalogue of one homework gave.
+
+    Attributes:
+        wrong, killed: wrong answers, and those that lost their points and were told their own misconception.
+        right, right_full: right answers, and those that got full marks.
+        release_score: points of the untouched release.
+        survivors: each answer that was misjudged, with what it got.
+    """
+
+    wrong: int = 0
+    killed: int = 0
+    right: int = 0
+    right_full: int = 0
+    release_score: float = 0.0
+    survivors: list[str] = field(default_factory=list)
+
+    @property
+    def perfect(self) -> bool:
+        """Whether every answer was judged as it must be."""
+        return not self.survivors and self.release_score == 0
+
+    def summary(self) -> dict[str, Any]:
+        """For `proof.json`."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.killed} of {self.wrong} wrong answers lose their points and are told why, {self.right_full} of "
+            f"{self.right} right ones get full marks, the untouched release gets {self.release_score:g}"
+        ]
+        return "\n    survivor: ".join([*lines, *self.survivors])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer that is handed in: `kind` is release, right or wrong, or again (a solution that fills a gap)."""
+
+    kind: str
+    name: str
+    source: str
+
+
+def prove(assignments: list[Assignment], limits: Limits | None = None, *, workers: int = 1) -> dict[str, Proof]:
+    """Hands in answer k of every problem as submission k, has all graded in the sandbox, and counts.
+
+    Raises:
+        CourseError: Submissions cannot be run safely here.
+    """
+    from course.homework import grading, judging  # they start processes: only here
+
+    papers, tasks, handed = [], [], {}
+    for assignment in assignments:
+        first, variants = len(papers), len(assignment.variants)
+        papers += [judging.paper(assignment, SECRET, variant, limits) for variant in range(variants)]
+        for number, answers in enumerate(submissions(assignment)):
+            name = f"{assignment.slug}/{number}"
+            notebook = filled(edition(assignment, number % variants), answers)
+            tasks.append(grading.Task(name, first + number % variants, notebook, (), name))
+            handed[name] = assignment, answers
+    proofs: dict[str, Proof] = defaultdict(Proof)
+    for result in grading.run(papers, tasks, workers=workers):
+        _count(proofs[result.assignment], *handed[result.student], result)
+    return {assignment.slug: proofs[assignment.slug] for assignment in assignments}
+
+
+def submissions(assignment: Assignment) -> Iterator[dict[str, Answer]]:
+    """By problem: the untouched release, then right answers, then wrong ones; where they end, the solution again."""
+    yield {problem.name: Answer("release", "", problem.starter) for problem in assignment.graded}
+    right = {problem.name: {"Solution": problem.solution, **problem.also_right} for problem in assignment.graded}
+    wrong = {problem.name: problem.wrong for problem in assignment.graded}
+    for kind, catalogue in (("right", right), ("wrong", wrong)):
+        for k in range(max(map(len, catalogue.values()), default=0)):
+            yield {
+                name: Answer(kind, *list(known.items())[k])
+                if k < len(known)
+                else Answer("again", "", right[name]["Solution"])
+                for name, known in catalogue.items()
+            }
+
+
+def filled(edition: Edition, answers: dict[str, Answer]) -> str:
+    """The student edition with answers in it, as a student would have saved it."""
+    notebook = json.loads(notebook_text(edition.notebook))
+    for cell in notebook["cells"]:
+        if cell["id"] in answers:
+            cell["source"] = answers[cell["id"]].source
+    return json.dumps(notebook)
+
+
+def _count(proof: Proof, assignment: Assignment, answers: dict[str, Answer], result: Result) -> None:
+    for problem in assignment.graded:
+        answer, scores = answers[problem.name], [score for score in result.tests if score.problem == problem.name]
+        earned = sum(score.earned for score in scores)
+        told = next((score.message for score in scores if score.earned < score.points), "")
+        if answer.kind == "release":
+            proof.release_score += earned
+            good = earned == 0
+        elif answer.kind == "wrong":
+            good = earned <= KEPT_BY_WRONG * problem.points and told == f"Not yet: {answer.name}"
+            proof.wrong, proof.killed = proof.wrong + 1, proof.killed + good
+        else:
+            good = earned == problem.points
+            if answer.kind == "right":
+                proof.right, proof.right_full = proof.right + 1, proof.right_full + good
+        if not good:
+            got = f"{earned:g} of {problem.points:g} points, {told or 'told nothing'}"
+            proof.survivors.append(f"{problem.name}, {answer.kind} {answer.name!r}: {got}")
+    proof.survivors += [f"{_named(answers)}: flagged: {flag}" for flag in result.flags]
+
+
+def _named(answers: dict[str, Answer]) -> str:
+    """A submission of the proof, for a message."""
+    return "submission with " + "; ".join(f"{name}: {answer.kind} {answer.name!r}" for name, answer in answers.items())

@@ -1,0 +1,60 @@
+"""Giving homework back: one page for each student, from the gradebook and what grading kept."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from course.chapters import CourseError
+from course.files import write_atomic
+from course.homework.editions import edition
+from course.homework.feedback import Handing, render
+from course.homework.folder import TeachingFolder
+from course.homework.gradebook import Book
+from course.homework.grading import read_result
+from course.homework.releasing import read_release
+from course.homework.sources import load
+
+
+@dataclass(frozen=True)
+class Page:
+    """One student's page, and whether it changed."""
+
+    student: str
+    path: Path
+    changed: bool
+
+
+def write_pages(
+    folder: TeachingFolder, slug: str, chosen: list[str] | None = None, *, dry_run: bool = False
+) -> Iterator[Page]:
+    """Writes the page of every student of the gradebook, or of the chosen ones; repeated, it changes what is new.
+
+    Raises:
+        CourseError: The homework was not released here, or a student is unknown.
+    """
+    release, assignment = read_release(folder, slug), load(folder.source(slug))
+    editions = [edition(assignment, variant).notebook for variant in range(release.variants)]
+    told = {misconception for problem in assignment.graded for misconception in problem.wrong}
+    with Book(folder.database, policy=folder.late) as book:
+        rows, marks = book.rows(slug), book.marks(slug)
+    if unknown := sorted(set(chosen or ()) - {row.student for row in rows}):
+        raise CourseError(
+            f"feedback: received {', '.join(unknown)}, who is not in the gradebook; rule: a student of it"
+        )
+    for row in rows:
+        if chosen and row.student not in chosen:
+            continue
+        page = render(
+            read_result(folder, slug, row.student) if row.handed_in else None,
+            editions[release.variant(row.student)],
+            name=f"{row.first_name} {row.last_name}".strip() or row.student,
+            title=assignment.title,
+            marks=marks.get(row.student),
+            handing=Handing(row.submitted, row.due, row.penalty),
+            told=told,
+        )
+        path = folder.feedback(row.student, slug)
+        changed = not path.is_file() or path.read_text(encoding="utf-8") != page
+        if changed and not dry_run:
+            write_atomic(path, page)
+        yield Page(row.student, path, changed)

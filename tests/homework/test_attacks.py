@@ -1,0 +1,304 @@
+"""Hostile submissions against the judge, each in a real sandbox: what they earn, and what a person is told.
+
+The toy homework has three graded problems of 4, 3 and 1 points. Most attacks sit in the second one: the first shows
+that what was earned before is kept, the third that the notebook goes on, where it can.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+
+import nbformat
+import pytest
+
+from course.homework.editions import edition
+from course.homework.judging import IMPORTS, grade, paper
+from course.homework.kernel import WarmParent
+from course.homework.proving import Answer, filled
+from course.homework.sandbox import Limits, refusal
+from course.homework.sources import load
+from course.homework.transplanting import transplant
+from tests.homework import toy
+
+pytestmark = pytest.mark.skipif(refusal() is not None, reason=str(refusal()))
+
+LIMITS = Limits(cell_seconds=2, submission_seconds=30, grace_seconds=1, memory_mb=900, processes=32, disk_mb=64)
+RIGHT = "def draw(mean, n, generator):\n    return mean + torch.randn(n, generator=generator)\n"
+
+
+@dataclass(frozen=True)
+class Attack:
+    """The code in the second problem, the points of the three problems, and a word of the flag (none: no flag)."""
+
+    code: str
+    earned: tuple[float, float, float]
+    flag: str = ""
+
+
+ALL, ONLY_FIRST, WITHOUT = (4, 3, 1), (4, 0, 0), (4, 0, 1)
+ATTACKS = {
+    # --- ending and blocking
+    "an endless loop costs its own problem": Attack("def draw(mean, n, generator):\n    while True: pass", WITHOUT),
+    "an endless loop while the cell is read": Attack("while True: pass", WITHOUT),
+    "a loop that ignores interrupts ends the notebook": Attack(
+        "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass", ONLY_FIRST, "kernel lost"
+    ),
+    "the process ends itself": Attack("import os\nos._exit(0)", ONLY_FIRST, "kernel lost"),
+    "the process kills itself": Attack("import os\nos.kill(os.getpid(), 9)", ONLY_FIRST, "kernel lost"),
+    "the kernel is asked to stop": Attack("get_ipython().kernel.do_shutdown(False)\nexit()", ONLY_FIRST, "kernel lost"),
+    "all threads are stopped": Attack(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", ONLY_FIRST, "kernel lost"
+    ),
+    # --- resources
+    "one large allocation is refused": Attack(
+        "def draw(mean, n, generator):\n    torch.ones(30 * 2**28)\n    return mean", WITHOUT
+    ),
+    "many children of medium memory together": Attack(
+        "import os, time\nfor _ in range(8):\n    if not os.fork():\n        x = bytearray(200 * 2**20)\n"
+        "        time.sleep(60)\ntime.sleep(60)",
+        ONLY_FIRST,
+        "memory",
+    ),
+    "two hundred forks": Attack(
+        "import os, time\nfor _ in range(200):\n    if not os.fork(): time.sleep(60)\n" + RIGHT, WITHOUT, None
+    ),
+    "a daemon is left behind": Attack(
+        "import os, time\nif not os.fork():\n    os.setsid()\n    if not os.fork(): time.sleep(1000)\n    os._exit(0)\n"
+        + RIGHT,
+        ALL,
+    ),
+    "shared memory is filled": Attack(
+        "try:\n    with open('/dev/shm/x', 'wb') as f:\n        for _ in range(4000): f.write(bytes(2**20))\n"
+        "except OSError: pass\n" + RIGHT,
+        ONLY_FIRST,
+        "kernel lost",
+    ),
+    "fifty megabytes are printed": Attack("print('x' * 50_000_000)\n" + RIGHT, ALL),
+    "fifty megabytes are printed while values are computed": Attack(
+        RIGHT.replace("    return", "    print('x' * 50_000_000)\n    return"), ALL
+    ),
+    "a warning on stderr is no failure": Attack("import sys, warnings\nwarnings.warn('careful')\n" + RIGHT, ALL),
+    # --- forging points
+    "an object that equals everything": Attack(
+        "class Same:\n    def __eq__(self, other): return True\n"
+        "    def __getattr__(self, name): return lambda *a: self\n"
+        "    def __sub__(self, other): return self\n    __add__ = __radd__ = __sub__\n"
+        "def draw(mean, n, generator): return Same()",
+        WITHOUT,
+    ),
+    "a number shown as a score": Attack(
+        "import sys\ndef draw(mean, n, generator):\n    sys.displayhook(3.0)\n    raise ValueError", WITHOUT
+    ),
+    "a score above the maximum is printed": Attack(
+        'print(\'{"earned": 1000, "points": 1000}\')\ndef draw(mean, n, generator): return 1000 * mean', WITHOUT
+    ),
+    "cells are no longer run": Attack(
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "async def nothing(self, *a, **k): return False\nInteractiveShell.run_code = nothing",
+        ONLY_FIRST,
+        "tampering",
+    ),
+    "errors are swallowed": Attack(
+        "from IPython.core.interactiveshell import ExecutionResult\n"
+        "ExecutionResult.success = property(lambda self: True)\nExecutionResult.error_in_exec = None\n"
+        "get_ipython()._run_cell = lambda *a, **k: ExecutionResult(None)\n",
+        ONLY_FIRST,
+        "tampering",
+    ),
+    "builtins are patched to agree": Attack(
+        "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.all = lambda x: True\nbuiltins.float = lambda x: 0.0\n"
+        "torch.allclose = lambda *a, **k: True\ndef draw(mean, n, generator): return mean.repeat(n)",
+        WITHOUT,
+    ),
+    "json says what the catalogue's right answer was": Attack(
+        "import json\nright = json.load(open('01-toys.checks.json'))['checks']['draw-it']['right']\n"
+        "json.dumps = lambda *a, **k: json.JSONEncoder().encode(right)\ndef draw(mean, n, generator): return mean",
+        ONLY_FIRST,
+        "kernel lost",
+    ),
+    "the values of the checks are patched": Attack(
+        "import companion.exercises.homework as h, json\n"
+        "right = json.load(open('01-toys.checks.json'))['checks']['draw-it']['right']\n"
+        "h.values = lambda probe, seed: right\ndef draw(mean, n, generator): return mean",
+        ONLY_FIRST,
+    ),
+    "every seed is made the public one": Attack(
+        "manual = torch.Generator.manual_seed\n"
+        "class G(torch.Generator):\n    def manual_seed(self, seed): return manual(self, 0)\n"
+        "torch.Generator = G\nimport companion.exercises.checking as c\nc.torch.Generator = G\n"
+        "def draw(mean, n, generator): return mean + torch.randn(n, generator=generator)",
+        WITHOUT,
+    ),
+    "the nonce is read and printed with values of one's own": Attack(
+        "import json, re, sys\nout = sys.stdout\n"
+        "right = json.load(open('01-toys.checks.json'))['checks']['draw-it']['right']\n"
+        "def draw(mean, n, generator):\n"
+        "    nonce = re.search('[0-9a-f]{32}', In[-1])[0]\n"
+        "    out.write(nonce + json.dumps(right) + nonce)\n"
+        "    return mean + torch.randn(n, generator=generator)",
+        WITHOUT,
+        "tampering",
+    ),
+    "a nonce is replayed": Attack(
+        "import json, re, sys\nout, heard = sys.stdout, []\n"
+        "def draw(mean, n, generator): return mean\n"
+        "def again():\n"
+        "    heard.extend(re.findall('[0-9a-f]{32}', In[-1]))\n"
+        "    out.write(heard[0] + json.dumps({'kind': 'text', 'data': 'b'}) + heard[0])\n"
+        "get_ipython().events.register('post_run_cell', lambda *a: again() if 'probe' in In[-1] else None)\n",
+        WITHOUT,
+        "tampering",
+    ),
+    "values are nan": Attack("def draw(mean, n, generator): return torch.full((n,), float('nan'))", WITHOUT),
+    "values are infinite": Attack("def draw(mean, n, generator): return torch.full((n,), torch.inf)", WITHOUT),
+    "values are no numbers of JSON": Attack(
+        "import companion.exercises.homework as h\n"
+        "nan = {'kind': 'tensor', 'dtype': 'float32', 'shape': [1e999], 'data': [float('nan')]}\n"
+        "h.values = lambda probe, seed: nan",
+        ONLY_FIRST,
+    ),
+    "values are nested without end": Attack(
+        "import json\nmany = lambda *a, **k: '[' * 200_000 + ']' * 200_000\n"
+        "import companion.exercises.homework as h\nh.values = lambda *a: setattr(json, 'dumps', many)\n" + RIGHT,
+        ONLY_FIRST,
+        "malformed",
+    ),
+    "values are a shape without data": Attack(
+        "import companion.exercises.homework as h\n"
+        "h.values = lambda probe, seed: {'kind': 'map', 'data': {'the mean': {'kind': 'tensor', 'shape': [-1, 10**12],"
+        " 'data': [], 'dtype': 'x'}}}",
+        ONLY_FIRST,
+    ),
+    # --- looking around
+    "nothing of the course can be read": Attack(
+        "import os\nfound = []\n"
+        "for place, folders, files in os.walk('/'):\n"
+        "    folders[:] = [f for f in folders if f not in ('proc', 'sys', 'usr', 'lib', 'site-packages')]\n"
+        "    found += [f for f in files if f in ('answers.md', 'gradebook.db', 'roster.csv', 'judging.py', 'toy.py')]\n"
+        "assert found == [], found\n" + RIGHT,
+        ALL,
+    ),
+    "no network": Attack(
+        "import socket\n"
+        "def reach(address):\n"
+        "    try: socket.create_connection(address, timeout=1)\n"
+        "    except OSError: return False\n"
+        "    return True\n"
+        "assert not reach(('127.0.0.1', 22)) and not reach(('10.0.0.1', 80))\n" + RIGHT,
+        ALL,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def assignment(tmp_path_factory):
+    return load(toy.write(tmp_path_factory.mktemp("sources")))
+
+
+@pytest.fixture(scope="module")
+def warm():
+    with WarmParent(imports=IMPORTS) as parent:
+        yield parent
+
+
+@pytest.fixture(scope="module")
+def judged(assignment, warm):
+    """Grades a submission whose second problem holds `code`."""
+    exam = paper(assignment, "a secret", limits=LIMITS)
+
+    def run(code, change=lambda notebook: None):
+        answers = {problem.name: Answer("right", "", problem.solution) for problem in assignment.graded}
+        notebook = json.loads(filled(edition(assignment), answers | {"draw-it": Answer("attack", "", code)}))
+        change(notebook)
+        collected, flags = transplant(edition(assignment).notebook, json.dumps(notebook).encode())
+        return grade(exam, collected, "student", warm, flags)
+
+    return run
+
+
+def earned(result):
+    return tuple(sum(s.earned for s in result.tests if s.problem == p) for p in ("scale-it", "draw-it", "choose"))
+
+
+def test_an_honest_submission_earns_everything_unflagged(judged):
+    result = judged(RIGHT)
+    assert earned(result) == ALL
+    assert result.flags == ()
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_earns_nothing_and_costs_no_other_problem(judged, name):
+    attack = ATTACKS[name]
+    result = judged(attack.code)
+    assert earned(result) == attack.earned, (result.tests, result.flags)
+    if attack.flag is not None:
+        flags = "; ".join(map(str, result.flags))
+        assert attack.flag in flags if attack.flag else flags == ""
+
+
+def test_the_executed_notebook_stays_small(judged):
+    result = judged("print('x' * 50_000_000)\nfor _ in range(100): display('y' * 100_000)")
+    assert len(json.dumps(result.notebook)) < 1_000_000
+
+
+def test_hidden_inputs_do_not_leave_through_outputs(judged, assignment):
+    seen = "def draw(mean, n, generator):\n    print('SEEN', mean)\n    raise ValueError(f'SEEN {mean}')"
+    result = judged(seen)
+    tests = {cell["id"]: cell for cell in result.notebook["cells"] if cell["id"].endswith(("-check", "-hidden"))}
+    assert [name for name, cell in tests.items() if cell["outputs"]] == []
+
+
+def cell(notebook, name):
+    return next(c for c in notebook["cells"] if c["id"] == name)
+
+
+def test_edited_tests_and_points_change_nothing_and_are_flagged(judged):
+    def change(notebook):
+        cell(notebook, "draw-it-check")["source"] = "print('passed')"
+        cell(notebook, "draw-it-check")["metadata"]["nbgrader"]["points"] = 1000
+
+    result = judged(RIGHT, change)
+    assert earned(result) == ALL
+    assert "edited in draw-it-check" in "; ".join(map(str, result.flags))
+
+
+def test_deleted_tests_are_run_all_the_same_and_flagged(judged):
+    def change(notebook):
+        notebook["cells"] = [c for c in notebook["cells"] if not c["id"].endswith(("-check", "-hidden"))]
+
+    result = judged("def draw(mean, n, generator): return -mean", change)
+    assert earned(result) == WITHOUT
+    assert "missing in draw-it-check" in "; ".join(map(str, result.flags))
+
+
+def test_a_duplicated_answer_counts_once(judged):
+    def change(notebook):
+        notebook["cells"].append(json.loads(json.dumps(cell(notebook, "draw-it"))))
+
+    result = judged(RIGHT, change)
+    assert earned(result) == ALL
+    assert "duplicated" in "; ".join(flag.kind for flag in result.flags)
+
+
+def test_anothers_numbers_do_not_pass(judged):
+    def change(notebook):
+        cell(notebook, "variant")["source"] = "scale = 1.0"
+        cell(notebook, "scale-it")["source"] = "def scaled(x):\n    return x"
+
+    assert earned(judged(RIGHT, change))[0] == 0
+
+
+def test_a_students_own_cell_runs_but_decides_nothing(judged):
+    def change(notebook):
+        own = nbformat.v4.new_code_cell("helper = 1\ndef probe(generator): return 'mine'\ncheck = print")
+        notebook["cells"].insert(5, json.loads(json.dumps(own)))
+
+    result = judged(RIGHT.replace("return mean", "return helper * mean"), change)
+    assert earned(result) == ALL
+
+
+def test_time_of_a_whole_submission_is_bounded(judged):
+    begun = time.monotonic()
+    result = judged("import time\n" + "\n".join("pass" for _ in range(3)) + "\ntime.sleep(1000)")
+    assert earned(result) == WITHOUT
+    assert time.monotonic() - begun < LIMITS.submission_seconds + 10
