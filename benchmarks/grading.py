@@ -30,8 +30,8 @@ import psutil
 
 from benchmarks.harness import Case
 from course.chapters import find_course
-from course.homework import grading, judging
-from course.homework.editions import edition, notebook_text
+from course.homework import grading
+from course.homework.editions import blank, edition, notebook_text
 from course.homework.gradebook import Book
 from course.homework.proving import Answer, filled, submissions
 from course.homework.results import Result
@@ -83,7 +83,7 @@ def throughput() -> list[Case]:
 def _handed_in(assignment: Assignment, count: int) -> dict[str, str]:
     """Notebooks by student, as students would hand them in: answers of the catalogue, in turn."""
     answers = list(submissions(assignment))
-    common = edition(assignment)
+    common = blank(assignment)
     return {f"student-{k:04d}": filled(common, answers[k % len(answers)]) for k in range(count)}
 
 
@@ -123,7 +123,7 @@ def _stock(assignment: Assignment, handed: dict[str, str], folder: Path) -> Side
     from nbgrader.api import Gradebook
 
     slug = assignment.slug
-    source = nbformat.from_dict(json.loads(notebook_text(edition(assignment).notebook)))
+    source = nbformat.from_dict(json.loads(notebook_text(blank(assignment))))
     for problem in assignment.graded:
         for test in problem.tests:
             cell = next(cell for cell in source.cells if cell.id == test.name)
@@ -204,9 +204,9 @@ def _measured() -> Iterator[_Peak]:
 def thousand() -> list[Case]:
     """The share of submissions that were graded as they must be; prints the time."""
     assignment = load(find_course().root / "homework" / SMALL)
-    papers = [judging.paper(assignment, SECRET)]
+    orders = [grading.Order(assignment, SECRET)]
     honest = [_task(assignment, f"honest-{k}", answers) for k, answers in enumerate(submissions(assignment))]
-    expected = {result.student: _points(result) for result in grading.run(papers, honest, workers=WORKERS)}
+    expected = {result.student: _points(result) for result in grading.run(orders, honest, workers=WORKERS)}
     tasks, wanted, attacked = [], {}, {}
     catalogue = list(submissions(assignment))
     for k in range(MANY):
@@ -219,7 +219,7 @@ def thousand() -> list[Case]:
         tasks.append(_task(assignment, name, answers))
     seen: set[str] = set()
     begun, right, killed = time.monotonic(), 0, 0
-    for result in grading.run(papers, tasks, workers=WORKERS):
+    for result in grading.run(orders, tasks, workers=WORKERS):
         seen.add(result.student)
         right += _as_it_must_be(assignment, _points(result), wanted[result.student], attacked.get(result.student))
         if len(seen) == MANY // 3:
@@ -236,7 +236,7 @@ def thousand() -> list[Case]:
 
 
 def _task(assignment: Assignment, name: str, answers: dict[str, Answer]) -> grading.Task:
-    return grading.Task(name, 0, filled(edition(assignment), answers), (), name)
+    return grading.Task(name, 0, filled(blank(assignment), answers), (), name)
 
 
 def _points(result: Result) -> dict[str, float]:

@@ -86,8 +86,7 @@ def edition(assignment: Assignment, variant: int = 0) -> Edition:
         raise CourseError(
             f"{assignment.slug}: received {size:,} bytes of values; rule: at most {MOST_RECORDED:,}; compare less"
         )
-    notebook = nbformat.v4.new_notebook(cells=_cells(assignment, row))
-    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    notebook = blank(assignment, variant)
     content = json.dumps([notebook, checks], sort_keys=True).encode()
     stamp = {
         "slug": assignment.slug,
@@ -97,6 +96,13 @@ def edition(assignment: Assignment, variant: int = 0) -> Edition:
     notebook.metadata["homework"] = nbformat.from_dict(stamp)
     nbformat.validate(notebook)
     return Edition(assignment.slug, notebook, {**checks, **stamp})
+
+
+def blank(assignment: Assignment, variant: int = 0) -> NotebookNode:
+    """The notebook of an edition, which costs nothing to make: no answer has to be run for it."""
+    notebook = nbformat.v4.new_notebook(cells=_cells(assignment, assignment.variants[variant]))
+    notebook.metadata = nbformat.from_dict({"kernelspec": KERNEL, "language_info": {"name": "python"}})
+    return notebook
 
 
 def recorded(assignment: Assignment, row: dict[str, Any]) -> dict[str, dict]:

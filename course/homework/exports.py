@@ -204,7 +204,9 @@ def moodle(
     return Export(f"{slug}-moodle.csv", _table(lines), tuple(left_out))
 
 
-def gradescope(rows: Sequence[Row], roster: Roster, slug: str, *, partial: bool = False) -> Export:
+def gradescope(
+    rows: Sequence[Row], roster: Roster, slug: str, *, partial: bool = False, missing: str = "empty"
+) -> Export:
     """An autograder for Gradescope that runs no code: it hands each student the score that was graded here.
 
     Sources: the pages "Autograder Specifications" and "Submission Metadata" of Gradescope's autograder documentation.
@@ -282,7 +284,9 @@ def _require_complete(rows: Iterable[Row], partial: bool, otherwise: str) -> Non
     waiting = [row.student for row in rows if row.pending]
     if waiting and not partial:
         received = f"{len(waiting)} students who wait for a score by hand ({', '.join(waiting)})"
-        raise CourseError(f"export: received {received}; rule: score them, or `partial`, which {otherwise}")
+        raise CourseError(
+            f"export: received {received}; rule: score them (`course homework review`), or --partial, which {otherwise}"
+        )
 
 
 def _canvas_problem(keys: list[str]) -> str:

@@ -282,6 +282,20 @@ class Book:
             self._record_flags(session, result, mine)
             mine.late_submission_penalty = self._penalty(submission, mine.grades) or None
 
+    def set_due(self, slug: str, due: datetime | None) -> None:
+        """Sets when an assignment is due, as the settings have it now; an extension of a student stays.
+
+        Raises:
+            CourseError: The assignment is not in the book.
+        """
+        with self._transaction():
+            try:
+                assignment = self._book.find_assignment(slug)
+            except MissingEntry as error:
+                rule = "an assignment that was released"
+                raise CourseError(f"gradebook: received {slug}, which is not in it; rule: {rule}") from error
+            assignment.duedate = due.astimezone(UTC).replace(tzinfo=None) if due else None
+
     def settle(self, slug: str) -> None:
         """Writes the late penalties anew, after scores by hand or extensions, for nbgrader's own pages to show."""
         with self._transaction() as session:

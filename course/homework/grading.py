@@ -7,7 +7,7 @@ it was: a result whose key (submission, release, answers, grader) is the same is
 
 import hashlib
 import json
-import os
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,18 +25,32 @@ from course.homework.judging import IMPORTS, Paper
 from course.homework.kernel import WarmParent
 from course.homework.releasing import Release
 from course.homework.results import Flag, Result
-from course.homework.sandbox import refusal
-from course.homework.sources import load
+from course.homework.sandbox import Limits, refusal
+from course.homework.sources import Assignment, load
 
-GRADER = "1"  # raise it when the judge changes what it says of the same submission
+GRADER = "2"  # raise it when the judge changes what it says of the same submission
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker needs to compute a paper: the author's own answers are run for it, once for each variant."""
+
+    assignment: Assignment
+    secret: str
+    variant: int = 0
+    limits: Limits | None = None
+
+    def paper(self) -> Paper:
+        """What the judge must know."""
+        return judging.paper(self.assignment, self.secret, self.variant, self.limits)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One submission for a worker: `paper` says which of the papers it is graded by."""
+    """One submission for a worker: `order` says by which of the papers it is graded."""
 
     student: str
-    paper: int
+    order: int
     notebook: str
     flags: tuple[Flag, ...]
     key: str
@@ -57,21 +71,21 @@ class Desk(WorkerPlugin):
         self.parent.__exit__(None, None, None)
 
 
-def grade_one(papers: list[Paper], task: Task) -> Result:
+def grade_one(paper: Paper, task: Task) -> Result:
     """Judges one submission on a worker; whatever goes wrong is a flag, never an exception."""
     try:
         parent = get_worker().plugins[Desk.name].parent
         notebook = nbformat.reads(task.notebook, as_version=4)
-        return judging.grade(papers[task.paper], notebook, task.student, parent, task.flags, task.key)
+        return judging.grade(paper, notebook, task.student, parent, task.flags, task.key)
     except Exception as error:
         flag = Flag("not graded", "", f"the grader stopped: {type(error).__name__}: {error}")
-        return Result(task.student, papers[task.paper].slug, flags=(*task.flags, flag))
+        return Result(task.student, paper.slug, flags=(*task.flags, flag))
 
 
-def papers(folder: TeachingFolder, release: Release) -> list[Paper]:
-    """What the judge knows, for each variant that was handed out."""
+def orders(folder: TeachingFolder, release: Release) -> list[Order]:
+    """A paper for each variant that was handed out."""
     assignment = load(folder.source(release.slug))
-    return [judging.paper(assignment, release.secret, variant, folder.limits) for variant in range(release.variants)]
+    return [Order(assignment, release.secret, variant, folder.limits) for variant in range(release.variants)]
 
 
 def tasks(folder: TeachingFolder, release: Release, chosen: list[str] | None = None) -> list[Task]:
@@ -106,7 +120,7 @@ def read_result(folder: TeachingFolder, slug: str, student: str) -> Result | Non
         return None
 
 
-def run(papers: list[Paper], tasks: list[Task], *, workers: int = 1, scheduler: str | None = None) -> Iterator[Result]:
+def run(orders: list[Order], tasks: list[Task], *, workers: int = 1, scheduler: str | None = None) -> Iterator[Result]:
     """Judges submissions on dask workers and yields results as they come.
 
     Args:
@@ -120,25 +134,21 @@ def run(papers: list[Paper], tasks: list[Task], *, workers: int = 1, scheduler: 
         raise CourseError(f"grade: {problem}")
     with _client(workers, scheduler) as client:
         client.register_plugin(Desk())
-        shared = client.scatter(papers, broadcast=True)
-        futures = {
-            client.submit(
-                grade_one, shared, task, key=f"{task.student}-{task.key}-{os.urandom(4).hex()}", pure=False
-            ): task
-            for task in tasks
-        }
+        papers = [client.submit(Order.paper, order, pure=False) for order in orders]
+        futures = {client.submit(grade_one, papers[task.order], task, pure=False): task for task in tasks}
         for future in as_completed(futures):
             task = futures.pop(future)
             if future.status == "finished":
                 yield future.result()
-            else:  # the workers that had it were lost, again and again
-                flag = Flag("not graded", "", f"the worker was lost: {future.exception()}")
-                yield Result(task.student, papers[task.paper].slug, flags=(*task.flags, flag))
+            else:  # the workers that had it were lost, again and again, or the paper could not be computed
+                flag = Flag("not graded", "", f"{type(future.exception()).__name__}: {future.exception()}")
+                yield Result(task.student, orders[task.order].assignment.slug, flags=(*task.flags, flag))
             future.release()
 
 
 @contextmanager
 def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
+    logging.getLogger("distributed.nanny").setLevel(logging.ERROR)  # torch keeps a worker from ending at once
     dask.config.set({"distributed.scheduler.allowed-failures": 3, "distributed.comm.timeouts.connect": "20s"})
     if scheduler:
         try:
@@ -149,7 +159,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             yield client
         return
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         yield client

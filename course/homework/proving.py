@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from nbformat import NotebookNode
+
 from companion.exercises.homework import PUBLIC_SEED, judge, values
-from course.homework.editions import Edition, edition, notebook_text
+from course.homework.editions import blank, notebook_text
 from course.homework.results import Result
 from course.homework.sandbox import Limits
 from course.homework.sources import Assignment, Problem, Test, hidden_seed
@@ -140,19 +142,19 @@ def prove(assignments: list[Assignment], limits: Limits | None = None, *, worker
     Raises:
         CourseError: Submissions cannot be run safely here.
     """
-    from course.homework import grading, judging  # they start processes: only here
+    from course.homework import grading  # it starts processes: only here
 
-    papers, tasks, handed = [], [], {}
+    orders, tasks, handed = [], [], {}
     for assignment in assignments:
-        first, variants = len(papers), len(assignment.variants)
-        papers += [judging.paper(assignment, SECRET, variant, limits) for variant in range(variants)]
+        first, variants = len(orders), len(assignment.variants)
+        orders += [grading.Order(assignment, SECRET, variant, limits) for variant in range(variants)]
         for number, answers in enumerate(submissions(assignment)):
             name = f"{assignment.slug}/{number}"
-            notebook = filled(edition(assignment, number % variants), answers)
+            notebook = filled(blank(assignment, number % variants), answers)
             tasks.append(grading.Task(name, first + number % variants, notebook, (), name))
             handed[name] = assignment, answers
     proofs: dict[str, Proof] = defaultdict(Proof)
-    for result in grading.run(papers, tasks, workers=workers):
+    for result in grading.run(orders, tasks, workers=workers):
         _count(proofs[result.assignment], *handed[result.student], result)
     return {assignment.slug: proofs[assignment.slug] for assignment in assignments}
 
@@ -172,9 +174,9 @@ def submissions(assignment: Assignment) -> Iterator[dict[str, Answer]]:
             }
 
 
-def filled(edition: Edition, answers: dict[str, Answer]) -> str:
-    """The student edition with answers in it, as a student would have saved it."""
-    notebook = json.loads(notebook_text(edition.notebook))
+def filled(released: NotebookNode, answers: dict[str, Answer]) -> str:
+    """A notebook with answers in it, as a student would have saved it."""
+    notebook = json.loads(notebook_text(released))
     for cell in notebook["cells"]:
         if cell["id"] in answers:
             cell["source"] = answers[cell["id"]].source

@@ -22,6 +22,7 @@ from course.homework.proving import rehearse
 from course.homework.roster import Roster
 from course.homework.sources import Assignment, load
 
+SOURCES = ("assignment.md", "answers.md")
 SECRETS_TRIED = 5  # a sampler's hidden inputs may be unlucky: then others are drawn
 
 
@@ -36,6 +37,7 @@ class Release:
         companion: the version of the package that the values were recorded with.
         made: when, ISO 8601.
         variants: how many rows of numbers are handed out; one where all students get the same.
+        sources: a digest of the author's files that were rehearsed with this secret.
     """
 
     slug: str
@@ -44,6 +46,7 @@ class Release:
     companion: str
     made: str
     variants: int = 1
+    sources: str = ""
 
     def variant(self, student: str) -> int:
         """Which row of numbers a student has."""
@@ -109,13 +112,21 @@ def release(
             f"release: received another edition of {slug}, to which {len(came)} submissions were collected; rule: "
             "leave what was handed out as it is (answers.md may change), or say --force"
         )
+    if before and before.variants != variants and not force:
+        had = "numbers for each student" if before.variants > 1 else "the same numbers for everybody"
+        raise CourseError(
+            f"release: {slug} was handed out with {had}; rule: the same again (--same-for-all without a roster's "
+            "numbers), or --force"
+        )
+    sources = _digest(folder.sources / slug)
     made = Release(
         slug,
-        _secret(assignment, before.secret if before else None),
+        _secret(assignment, before, sources),
         common.digest,
         version(PACKAGE),
         before.made if before and before.digest == common.digest else datetime.now(UTC).isoformat(timespec="seconds"),
         variants,
+        sources,
     )
     files = _files(folder, assignment, made, common, roster if variants > 1 else None)
     changed = tuple(path for path, data in files.items() if not path.is_file() or path.read_bytes() != data)
@@ -126,12 +137,19 @@ def release(
     return Released(made, common.notebook, changed, len(roster.students) if roster and variants > 1 else 0)
 
 
-def _secret(assignment: Assignment, before: str | None) -> str:
+def _secret(assignment: Assignment, before: Release | None, sources: str) -> str:
     """A secret with which the whole catalogue is judged as it must be; the one in use, if it still will do."""
-    for secret in [before, *(random_secrets.token_hex(16) for _ in range(SECRETS_TRIED))]:
+    if before and (before.sources, before.companion) == (sources, version(PACKAGE)):
+        return before.secret  # it was rehearsed with these very answers
+    for secret in [before and before.secret, *(random_secrets.token_hex(16) for _ in range(SECRETS_TRIED))]:
         if secret and not (problems := rehearse(assignment, secret)):
             return secret
     raise CourseError("\n".join(f"release: {assignment.slug}, {problem}" for problem in problems))
+
+
+def _digest(folder: Path) -> str:
+    """Names what the author wrote."""
+    return hashlib.sha256(b"\0".join((folder / name).read_bytes() for name in SOURCES)).hexdigest()
 
 
 def _files(
@@ -139,7 +157,7 @@ def _files(
 ) -> dict[Path, bytes]:
     """What a release writes; the judge's part last, so that a release cut short is no release."""
     slug, origin = assignment.slug, folder.sources / assignment.slug
-    files = {folder.source(slug) / name: (origin / name).read_bytes() for name in ("assignment.md", "answers.md")}
+    files = {folder.source(slug) / name: (origin / name).read_bytes() for name in SOURCES}
     files[folder.source(slug) / f"{slug}.ipynb"] = common.files[f"{slug}.ipynb"]
     files |= {folder.release(slug) / name: data for name, data in common.files.items()}
     files[folder.release(slug).with_suffix(".zip")] = common.archive

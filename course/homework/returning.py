@@ -6,7 +6,7 @@ from pathlib import Path
 
 from course.chapters import CourseError
 from course.files import write_atomic
-from course.homework.editions import edition
+from course.homework.editions import blank
 from course.homework.feedback import Handing, render
 from course.homework.folder import TeachingFolder
 from course.homework.gradebook import Book
@@ -33,7 +33,7 @@ def write_pages(
         CourseError: The homework was not released here, or a student is unknown.
     """
     release, assignment = read_release(folder, slug), load(folder.source(slug))
-    editions = [edition(assignment, variant).notebook for variant in range(release.variants)]
+    editions = [blank(assignment, variant) for variant in range(release.variants)]
     told = {misconception for problem in assignment.graded for misconception in problem.wrong}
     with Book(folder.database, policy=folder.late) as book:
         rows, marks = book.rows(slug), book.marks(slug)

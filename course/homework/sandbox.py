@@ -122,13 +122,13 @@ def command(limits: Limits, companion: str | None = None, *, root: bool | None =
         argv += ["--symlink", f"usr{name}", name] if os.path.islink(name) else ["--ro-bind-try", name, name]
     seen = _outermost({sys.prefix, sys.base_prefix, *([companion] if companion else [])})
     shown = [*seen, "/etc/ld.so.cache", "/etc/alternatives", "/etc/fonts", "/sys/devices/system/cpu"]
-    for folder in _parents([*shown, *FOLDERS]):  # bubblewrap would make them for the superuser's eyes only
-        argv += ["--perms", "0755", "--dir", folder]
-    for path in shown:
-        argv += ["--ro-bind" if path in seen else "--ro-bind-try", path, path]
-    for folder, mode in FOLDERS.items():
+    argv += _dirs(list(FOLDERS))
+    for folder, mode in FOLDERS.items():  # first, for a checkout may lie below one of them
         size = SOCKETS_MB if folder == warm.RUN else limits.disk_mb
         argv += ["--perms", mode, "--size", str(size * MEGABYTE), "--tmpfs", folder]
+    argv += _dirs(shown)
+    for path in shown:
+        argv += ["--ro-bind" if path in seen else "--ro-bind-try", path, path]
     argv += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/"]
     seconds = int(limits.submission_seconds + limits.grace_seconds + START_SECONDS + END_SECONDS)
     return [*argv, "--", "/bin/sh", "-c", f"echo ready; exec sleep {seconds}"]
@@ -141,10 +141,16 @@ def _outermost(folders: set[str]) -> list[str]:
     return sorted(str(path) for path in paths - within - {Path("/usr")})
 
 
-def _parents(paths: list[str]) -> list[str]:
-    """All folders above `paths`, from the top down."""
-    above = {str(parent) for path in paths for parent in Path(path).parents}
-    return sorted(above - {"/", "/usr", "/dev", "/tmp"})
+def _dirs(paths: list[str]) -> list[str]:
+    """Makes all folders above `paths`: bubblewrap would make them for the superuser's eyes only."""
+    above = {str(parent) for path in paths for parent in Path(path).parents} - {
+        "/",
+        "/usr",
+        "/dev",
+        "/tmp",
+        "/home/student",
+    }
+    return [part for folder in sorted(above) for part in ("--perms", "0755", "--dir", folder)]
 
 
 def environment() -> dict[str, str]:

@@ -129,7 +129,13 @@ def _execute(notebook: NotebookNode, folder: Path, seconds: float) -> None:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    client = NotebookClient(notebook, timeout=seconds, allow_errors=True, resources={"metadata": {"path": str(folder)}})
+    client = NotebookClient(
+        notebook,
+        timeout=seconds,
+        allow_errors=True,
+        extra_arguments=["--IPKernelApp.log_level=40"],  # a student need not hear how his kernel listens
+        resources={"metadata": {"path": str(folder)}},
+    )
     try:
         client.execute(env={**os.environ, "MPLBACKEND": "agg"})
     except (CellTimeoutError, DeadKernelError) as error:

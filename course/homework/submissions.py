@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 from course.chapters import CourseError
 from course.files import write_atomic
 from course.homework.collecting import arrivals, transplant
-from course.homework.editions import edition, notebook_text
+from course.homework.editions import blank, notebook_text
 from course.homework.folder import TeachingFolder
 from course.homework.releasing import read_release
 from course.homework.results import Flag
@@ -75,7 +75,7 @@ def collect(
     inbox = inbox or folder.inbox(slug)
     if not inbox.exists():
         raise CourseError(f"collect: received {inbox}, where nothing is; rule: put there what the students handed in")
-    editions = [edition(assignment, variant).notebook for variant in range(release.variants)]
+    editions = [blank(assignment, variant) for variant in range(release.variants)]
     for arrival in arrivals(inbox, slug, roster, released=editions[0]):
         if arrival.student is None:
             yield Collected(None, arrival.name, "set aside", arrival.flags)

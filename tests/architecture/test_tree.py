@@ -71,7 +71,11 @@ READABLE = [path for path in FILES if Path(path).suffix not in BINARY and path n
 
 @pytest.mark.parametrize(  # /home/student is the home that a sandbox makes
     "forbidden",
-    [re.compile(r"(?<![\w./-])/(?!home/student\b)(?:home|Users|root|work)/[\w.-]+/?"), re.compile(re.escape(str(ROOT))), REGISTRIES],
+    [
+        re.compile(r"(?<![\w./-])/(?!home/student\b)(?:home|Users|root|work)/[\w.-]+/?"),
+        re.compile(re.escape(str(ROOT))),
+        REGISTRIES,
+    ],
     ids=["folders of one machine", "this checkout", "hosts of registries"],
 )
 def test_no_file_names(forbidden):

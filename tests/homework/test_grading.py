@@ -5,8 +5,7 @@ import pytest
 
 from course.chapters import CourseError
 from course.homework import grading
-from course.homework.editions import edition
-from course.homework.judging import paper
+from course.homework.editions import blank
 from course.homework.proving import Answer, filled
 from course.homework.releasing import read_release, release
 from course.homework.roster import Roster, Student
@@ -21,7 +20,7 @@ SOLVED = {"scale_it": "def scaled(x):\n    return scale * x", "choose": 'choice 
 
 def notebook(assignment, variant=0, **answers):
     chosen = {key.replace("_", "-"): Answer("", "", source) for key, source in answers.items()}
-    return filled(edition(assignment, variant), chosen)
+    return filled(blank(assignment, variant), chosen)
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ def test_a_killed_worker_loses_nothing(assignment):
     expected = {f"student-{k}": (4, 1, 0)[k % 3] for k in range(15)}
     tasks = [grading.Task(f"student-{k}", 0, notebook(assignment, **answers[k % 3]), (), f"key-{k}") for k in range(15)]
     results, killed = {}, 0
-    for result in grading.run([paper(assignment, "a secret")], tasks, workers=2):
+    for result in grading.run([grading.Order(assignment, "a secret")], tasks, workers=2):
         assert result.student not in results
         results[result.student] = result
         if len(results) == 3:
@@ -58,7 +57,7 @@ def test_whatever_the_grader_meets_is_a_flag_and_is_graded_again(assignment):
         grading.Task("broken", 0, "no notebook", (), "key-1"),
         grading.Task("sound", 0, notebook(assignment, **SOLVED), (), "key-2"),
     ]
-    results = {result.student: result for result in grading.run([paper(assignment, "a secret")], tasks)}
+    results = {result.student: result for result in grading.run([grading.Order(assignment, "a secret")], tasks)}
     assert results["sound"].earned == 5
     assert [flag.kind for flag in results["broken"].flags] == ["not graded"]
     assert results["broken"].key == ""
@@ -99,7 +98,7 @@ def test_a_result_that_was_kept_is_not_computed_again(collected):
     made = read_release(collected, toy.SLUG)
     first, second = grading.tasks(collected, made)
     assert not grading.done(collected, toy.SLUG, first)
-    for result in grading.run(grading.papers(collected, made), [first]):
+    for result in grading.run(grading.orders(collected, made), [first]):
         grading.write_result(collected, result)
     assert grading.done(collected, toy.SLUG, first)
     assert not grading.done(collected, toy.SLUG, second)
@@ -115,11 +114,11 @@ def test_an_unknown_student_is_named(collected):
 def test_a_cluster_that_does_not_answer_is_one_message(assignment, monkeypatch):
     tasks = [grading.Task("ada", 0, notebook(assignment), (), "key")]
     with pytest.raises(CourseError, match="received --scheduler tcp://127.0.0.1:9, which does not answer"):
-        tuple(grading.run([paper(assignment, "a secret")], tasks, scheduler="tcp://127.0.0.1:9"))
+        tuple(grading.run([grading.Order(assignment, "a secret")], tasks, scheduler="tcp://127.0.0.1:9"))
 
 
 def test_without_a_sandbox_nothing_is_run(assignment, monkeypatch):
     monkeypatch.setattr(grading, "refusal", lambda: "bubblewrap is missing")
     tasks = [grading.Task("ada", 0, notebook(assignment), (), "key")]
     with pytest.raises(CourseError, match="grade: bubblewrap is missing"):
-        tuple(grading.run([paper(assignment, "a secret")], tasks))
+        tuple(grading.run([grading.Order(assignment, "a secret")], tasks))

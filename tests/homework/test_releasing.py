@@ -8,6 +8,7 @@ import pytest
 
 from course.chapters import CourseError
 from course.files import contents
+from course.homework import releasing
 from course.homework.releasing import read_release, release
 from course.homework.roster import Roster, Student
 from course.homework.sources import load
@@ -49,10 +50,30 @@ def test_a_dry_run_writes_nothing(folder):
 def test_a_changed_answer_keeps_edition_and_secret_a_changed_text_makes_another_edition(folder):
     first = release(folder, toy.SLUG).release
     toy.write(folder.sources, answers=toy.ANSWERS.replace("says why", "says why not"))
-    assert release(folder, toy.SLUG).release == first
+    same = release(folder, toy.SLUG).release
+    assert (same.secret, same.digest, same.made) == (first.secret, first.digest, first.made)
     toy.write(folder.sources, assignment=toy.ASSIGNMENT.replace("Why?", "Why not?"))
     second = release(folder, toy.SLUG).release
     assert (second.secret, second.digest == first.digest) == (first.secret, False)
+
+
+def test_what_was_rehearsed_is_not_rehearsed_again(folder, monkeypatch):
+    first = release(folder, toy.SLUG).release
+    rehearsals = []
+    monkeypatch.setattr(releasing, "rehearse", lambda *arguments: rehearsals.append(arguments) or [])
+    assert release(folder, toy.SLUG).release == first
+    assert rehearsals == []
+    toy.write(folder.sources, answers=toy.ANSWERS.replace("says why", "says why not"))
+    release(folder, toy.SLUG)
+    assert len(rehearsals) == 1
+
+
+def test_numbers_that_were_handed_out_do_not_change_unasked(folder):
+    release(folder, toy.SLUG)
+    with pytest.raises(CourseError, match="was handed out with the same numbers for everybody"):
+        release(folder, toy.SLUG, roster=CLASS)
+    assert release(folder, toy.SLUG, roster=CLASS, same_for_all=True).changed == ()
+    assert release(folder, toy.SLUG, roster=CLASS, force=True).personal == len(CLASS.students)
 
 
 def test_another_edition_over_collected_submissions_needs_force(folder):

@@ -173,3 +173,12 @@ def test_a_parent_that_has_ended_says_so():
         parent._process.wait()
         with pytest.raises(CourseError, match="warm parent|no answer"):
             parent.start(limits=Limits(), probe=True)
+
+
+@pytest.mark.parametrize("place", ["/tmp", "/home/student", "/dev/shm"])
+def test_a_checkout_below_a_folder_in_memory_is_seen(place):
+    argv = command(Limits(), companion=f"{place}/checkout/companion")
+    mounted = [index for index in range(len(argv) - 1) if argv[index : index + 2] == ["--tmpfs", place]]
+    shown = [i for i in range(len(argv) - 1) if argv[i : i + 2] == ["--ro-bind", f"{place}/checkout/companion"]]
+    assert len(mounted) == len(shown) == 1
+    assert mounted < shown  # what is mounted later hides what was there

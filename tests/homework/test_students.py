@@ -7,7 +7,7 @@ import pytest
 
 from course.chapters import CourseError
 from course.homework.collecting import arrivals
-from course.homework.editions import edition
+from course.homework.editions import blank, edition
 from course.homework.proving import Answer, filled
 from course.homework.releasing import release
 from course.homework.sources import load
@@ -137,5 +137,5 @@ def test_a_copy_is_found_by_number_slug_prefix_or_path(folder, workspace):
 
 
 def test_a_filled_edition_is_a_valid_notebook(folder):
-    common = edition(load(folder.sources / toy.SLUG))
+    common = blank(load(folder.sources / toy.SLUG))
     nbformat.validate(json.loads(filled(common, {"choose": Answer("right", "", 'choice = "b"')})))

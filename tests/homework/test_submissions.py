@@ -6,7 +6,7 @@ import pytest
 
 from course.chapters import CourseError
 from course.files import contents
-from course.homework.editions import edition
+from course.homework.editions import blank
 from course.homework.proving import Answer, filled
 from course.homework.releasing import release
 from course.homework.roster import Roster, Student
@@ -21,7 +21,7 @@ def hand_in(folder, student, name="01-toys.ipynb", variant=0, **answers):
     chosen = {key.replace("_", "-"): Answer("", "", source) for key, source in answers.items()}
     place = folder.inbox(toy.SLUG) / student
     place.mkdir(parents=True, exist_ok=True)
-    (place / name).write_text(filled(edition(load(folder.source(toy.SLUG)), variant), chosen), encoding="utf-8")
+    (place / name).write_text(filled(blank(load(folder.source(toy.SLUG)), variant), chosen), encoding="utf-8")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_broken_notebook_is_the_untouched_release_and_flagged(released):
     (released.inbox(toy.SLUG) / "ada" / "01-toys.ipynb").write_text("{ broken")
     (one,) = collect(released, toy.SLUG, CLASS)
     assert any("unreadable" in flag.kind for flag in one.flags)
-    assert read(released, toy.SLUG, "ada").notebook.cells == edition(load(released.source(toy.SLUG))).notebook.cells
+    assert read(released, toy.SLUG, "ada").notebook.cells == blank(load(released.source(toy.SLUG))).cells
 
 
 def test_flags_and_names_are_kept_for_grading(released):
