@@ -23,7 +23,7 @@ from sqlalchemy import create_engine, text
 from course.chapters import CourseError
 from course.homework.gradebook import NO_ANSWER, Book
 from course.homework.late import LatePolicy
-from course.homework.results import Flag, Result, Score
+from course.homework.results import Flag, Mark, Result, Score
 from course.homework.roster import Roster, Student
 
 SLUG, SERVER = "12-paths", os.environ.get("COURSE_TEST_DATABASE")
@@ -647,3 +647,27 @@ def test_the_tables_are_made_whole_or_not_at_all(tmp_path, monkeypatch):
     monkeypatch.undo()
     with Book(path) as book:
         book.add_students(ROSTER)
+
+
+def test_marks_are_what_people_decided(book, database):
+    book.record(graded(), edition(why="Because."))
+    book.record(graded("cy"), edition(why="So."))
+    by_hand(database, "why-zero", 2.5, comment="Nearly.")
+    by_hand(database, "paused-path-check", 1.0)
+    assert book.marks(SLUG) == {
+        "ada": {"why-zero": Mark(2.5, "Nearly."), "paused-path-check": Mark(1.0)},
+        "cy": {},
+    }
+    book.record(graded(), edition(why="Because of that."))
+    assert book.marks(SLUG)["ada"]["why-zero"] == Mark(2.5, "Nearly.", pending=True)
+
+
+def test_a_due_time_that_is_set_later_counts(book):
+    book.record(graded(), edition(), submitted=DUE + timedelta(days=1, hours=1))
+    assert row(book).penalty == pytest.approx(0.2 * 6)
+    book.set_due(SLUG, DUE + timedelta(days=2))
+    assert (row(book).penalty, row(book).due) == (0, DUE + timedelta(days=2))
+    book.set_due(SLUG, None)
+    assert (row(book).penalty, row(book).due) == (0, None)
+    with pytest.raises(CourseError, match="rule: an assignment that was released"):
+        book.set_due("99-unknown", DUE)

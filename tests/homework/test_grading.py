@@ -2,6 +2,7 @@
 
 import psutil
 import pytest
+from distributed import LocalCluster
 
 from course.chapters import CourseError
 from course.homework import grading
@@ -122,3 +123,13 @@ def test_without_a_sandbox_nothing_is_run(assignment, monkeypatch):
     tasks = [grading.Task("ada", 0, notebook(assignment), (), "key")]
     with pytest.raises(CourseError, match="grade: bubblewrap is missing"):
         tuple(grading.run([grading.Order(assignment, "a secret")], tasks))
+
+
+@sandboxed
+def test_a_cluster_that_runs_elsewhere_grades_too(assignment):
+    tasks = [grading.Task("ada", 0, notebook(assignment, **SOLVED), (), "key")]
+    with LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
+        orders = [grading.Order(assignment, "a secret")]
+        (result,) = grading.run(orders, tasks, scheduler=cluster.scheduler_address)
+        (again,) = grading.run(orders, tasks, scheduler=cluster.scheduler_address)
+    assert result.earned == again.earned == 5
