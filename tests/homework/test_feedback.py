@@ -15,7 +15,6 @@ from course.homework.feedback import Handing, Mark
 from course.homework.rendering import code_html, formula_html, markdown_html, png
 from course.homework.results import Flag, Score
 from tests.homework import marked
-from tests.site.conftest import browser, new_page  # noqa: F401 - fixtures
 from tests.site.test_accessibility import violations
 
 ACTIVE = {
@@ -385,7 +384,7 @@ def axe(request):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_anybody_can_read_it_without_the_network_or_a_script(new_page, axe, tmp_path, theme, width):  # noqa: F811
+def test_anybody_can_read_it_without_the_network_or_a_script(new_page, axe, tmp_path, theme, width):
     words = (
         "Long $"
         + "x + " * 60

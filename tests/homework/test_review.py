@@ -24,7 +24,6 @@ from course.homework.gradebook import Book
 from course.homework.results import Flag
 from course.homework.roster import Roster, Student
 from tests.homework import marked
-from tests.site.conftest import browser, new_page  # noqa: F401 - fixtures
 
 TOKEN = secrets.token_hex(8)
 SERVE = """
@@ -171,7 +170,7 @@ def submission(teaching, student):
 
 
 @pytest.fixture
-def page(new_page, address):  # noqa: F811
+def page(new_page, address):
     """A page that is logged in, reaches this machine only, and knows what ran."""
     page = new_page()
     page.add_init_script(FIRED)
