@@ -8,8 +8,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -18,13 +20,22 @@ from course.files import write_atomic
 from course.homework.folder import TeachingFolder, find_folder
 from course.homework.roster import Roster, Student, read_roster
 
+if TYPE_CHECKING:
+    from course.homework.gradebook import Book, Row
+
 NAMED = {"metavar": "HOMEWORK", "help": "number, slug or prefix, such as 12"}
 
 
 def add_parser(commands: argparse._SubParsersAction) -> None:
     """Adds `homework` with its subcommands."""
     text = "Get, check, release, collect and grade homework."
-    homework = commands.add_parser("homework", help=text, description=text)
+    homework = commands.add_parser(
+        "homework",
+        help=text,
+        description=text,
+        epilog="Students: get, check. Instructors, in this order: release, collect, grade, review, feedback, export; "
+        "status says what comes next. Each can be repeated. The page 'Teaching with it' of the site walks through all.",
+    )
     homework.set_defaults(action=lambda _: homework.print_help() or 0)
     parts = homework.add_subparsers(title="commands", metavar="COMMAND")
     folder = argparse.ArgumentParser(add_help=False)
@@ -41,7 +52,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
             if argument == "homework":
                 sub.add_argument("homework", **NAMED)
             elif argument == "homeworks":
-                sub.add_argument("homework", nargs="*", metavar="HOMEWORK", help="as 12; all if none is given")
+                sub.add_argument(
+                    "homework",
+                    nargs="*",
+                    metavar="HOMEWORK",
+                    help="numbers, slugs or prefixes, such as 12 (default: all)",
+                )
             elif argument == "students":
                 sub.add_argument("--student", nargs="+", metavar="ID", help="only these")
             elif argument == "dry-run":
@@ -58,8 +74,12 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     release = command(
         "release", _release, "Hand homework out: student edition, records, gradebook.", "homeworks", "dry-run"
     )
-    release.add_argument("--same-for-all", action="store_true", help="the same numbers for everybody")
-    release.add_argument("--force", action="store_true", help="although submissions to another edition were collected")
+    release.add_argument(
+        "--same-for-all", action="store_true", help="the same numbers for everybody, although there is a roster"
+    )
+    release.add_argument(
+        "--force", action="store_true", help="release, although submissions to another edition were collected"
+    )
     collect = command("collect", _collect, "Put what came in into the released notebook.", "homework", "dry-run")
     collect.add_argument("--inbox", metavar="PATH", type=Path, help="a folder or archive (default: inbox/HOMEWORK)")
     for name, action, text in (
@@ -74,11 +94,16 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     review.add_argument("--no-browser", action="store_true", help="do not open a browser window")
     review.add_argument("--allow-root", action="store_true", help="serve as root too, in a container")
     command("feedback", _feedback, "Write a page for each student.", "homework", "students", "dry-run")
-    export = command("export", _export, "Write the scores as the learning platform reads them.", "homework", "dry-run")
+    export = command("export", _export, "Write the scores for your learning platform.", "homework", "dry-run")
     export.add_argument("--to", choices=("canvas", "moodle", "gradescope", "csv"), default="csv", help="(default: csv)")
-    export.add_argument("--partial", action="store_true", help="although written answers wait for a person")
     export.add_argument(
-        "--missing", choices=("empty", "zero"), default="empty", help="who handed in nothing (default: empty)"
+        "--partial", action="store_true", help="leave out those whose written answers wait (csv: no total for them)"
+    )
+    export.add_argument(
+        "--missing",
+        choices=("empty", "zero"),
+        default="empty",
+        help="the cell of those who handed in nothing (default: empty)",
     )
     publish = command("publish", _publish, "Write the whole course as students may see it, without solutions.")
     publish.add_argument("target", metavar="DIR", type=Path, help="a folder of its own")
@@ -131,7 +156,8 @@ def _release(arguments: argparse.Namespace) -> int:
     chosen = [find(folder.sources, name) for name in arguments.homework] or slugs(folder.sources)
     if not chosen:
         raise CourseError(f"release: received {folder.sources}, which holds no homework; rule: NN-slug/assignment.md")
-    for slug in tqdm(chosen, desc="rehearsing and releasing", disable=None):
+    for slug in tqdm(chosen, desc="releasing", disable=None):
+        tqdm.write(f"{slug}: rehearsing every answer of its catalogue (up to a minute) …")
         done = release(
             folder,
             slug,
@@ -144,12 +170,18 @@ def _release(arguments: argparse.Namespace) -> int:
             with Book(folder.database, policy=folder.late) as book:
                 book.add_students(roster or Roster())
                 book.add_release(slug, done.notebook, folder.due(slug), force=arguments.force)
+            folder.inbox(slug).mkdir(parents=True, exist_ok=True)
         would = "would write" if arguments.dry_run else "wrote"
         files = f"{would} {len(done.changed)} files" if done.changed else "nothing changed"
         own = f", {done.personal} students with numbers of their own" if done.personal else ""
         tqdm.write(f"{slug}: edition {done.release.digest}, {files}{own}; due {folder.due(slug) or 'never'}")
-    out = folder.root / ("personal" if roster else "release")
-    print(f"hand out what lies in {out}; put what comes back into {folder.root / 'inbox'}/HOMEWORK")
+    if roster is None:
+        print(f"no {folder.roster}: everybody gets the same numbers, and export knows csv only")
+    personal = roster and any((folder.root / "personal").glob("*/*.zip"))
+    out = "personal/HOMEWORK/STUDENT.zip (else release/HOMEWORK.zip)" if personal else "release/HOMEWORK.zip"
+    print(f"in {folder.root}: hand out {out}")
+    print("next: put what comes back into inbox/HOMEWORK, then `course homework collect HOMEWORK`")
+    print("a due date is read from homework.toml when you release: change it there, then release again")
     return 0
 
 
@@ -159,13 +191,20 @@ def _collect(arguments: argparse.Namespace) -> int:
     _, folder = _places(arguments)
     slug, roster = _released(folder, arguments.homework), _roster(folder)
     counts: dict[str, int] = {}
+    came = set()
     for one in tqdm(
         collect(folder, slug, roster, arguments.inbox, dry_run=arguments.dry_run), desc="collecting", disable=None
     ):
         counts[one.state] = counts.get(one.state, 0) + 1
+        came.add(one.student)
         tqdm.write(str(one))
     said = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "nothing came in"
     print(f"{slug}: {said}" + (" (dry run: nothing was written)" if arguments.dry_run else ""))
+    if roster and (absent := [student for student in roster.students if student not in came]):
+        print(f"nothing from {len(absent)} of the roster: {_some(absent)}")
+    if "set aside" in counts:
+        print("set aside: rename each to its student's id (or complete the roster), and collect again", file=sys.stderr)
+    print(f"next: `course homework grade {slug}`")
     return int("set aside" in counts)
 
 
@@ -180,7 +219,6 @@ def _regrade(arguments: argparse.Namespace) -> int:
 def _judge(arguments: argparse.Namespace, *, again: bool) -> int:
     from course.homework import grading
     from course.homework.editions import notebook_text
-    from course.homework.gradebook import Book
     from course.homework.releasing import read_release
     from course.homework.review import for_review
     from course.homework.sources import load
@@ -192,15 +230,23 @@ def _judge(arguments: argparse.Namespace, *, again: bool) -> int:
     every = grading.tasks(folder, release, arguments.student)
     todo = every if again else [task for task in every if not grading.done(folder, slug, task)]
     print(f"{slug}: {len(every)} submissions, {len(todo)} to grade", flush=True)
-    if arguments.dry_run or not todo:
+    if arguments.dry_run:
+        return 0
+    if not todo:
+        with _book(folder, slug) as book:
+            rows = book.rows(slug)
+        print(f"{slug}: {_next_after_grading(slug, rows)}")
         return 0
     assignment = load(folder.source(slug))
     scheduler = arguments.scheduler or folder.settings.get("scheduler")
     ungraded = 0
-    with Book(folder.database, policy=folder.late) as book:
-        book.add_students(_roster(folder) or Roster([Student(task.student) for task in every]))
+    with _book(folder, slug) as book:
+        book.add_students(_roster(folder) or Roster())
+        known = {row.student for row in book.rows(slug)}
+        # Who was collected and is no longer on the roster is graded all the same.
+        book.add_students(Roster([Student(task.student) for task in every if task.student not in known]))
         results = grading.run(
-            grading.papers(folder, release), todo, workers=arguments.workers or os.cpu_count() or 1, scheduler=scheduler
+            grading.orders(folder, release), todo, workers=arguments.workers or os.cpu_count() or 1, scheduler=scheduler
         )
         for result in tqdm(results, total=len(todo), desc="grading", disable=None):
             submission = read(folder, slug, result.student)
@@ -211,8 +257,12 @@ def _judge(arguments: argparse.Namespace, *, again: bool) -> int:
                 book.record(result, submission.notebook, submitted=submission.submitted)
                 grading.write_result(folder, result)
             noticed = f"  ({'; '.join(map(str, result.flags))})" if result.flags else ""
-            tqdm.write(f"{result.student:24} {result.earned:6g} points, {result.seconds:5.1f} s{noticed}")
-    print(f"{slug}: {len(todo) - ungraded} graded" + (f", {ungraded} NOT graded: call again" if ungraded else ""))
+            most = sum(test.points for test in result.tests)
+            tqdm.write(f"{result.student:24} {result.earned:6g} of {most:g}, {result.seconds:5.1f} s{noticed}")
+        rows = book.rows(slug)
+    print(f"{slug}: {len(todo) - ungraded} graded; {_next_after_grading(slug, rows)}")
+    if ungraded:
+        print(f"{ungraded} NOT graded, for the reason in brackets: mend it and call again", file=sys.stderr)
     return int(bool(ungraded))
 
 
@@ -235,21 +285,24 @@ def _feedback(arguments: argparse.Namespace) -> int:
 
     _, folder = _places(arguments)
     slug = _released(folder, arguments.homework)
-    pages = write_pages(folder, slug, arguments.student, dry_run=arguments.dry_run)
-    written = sum(page.changed for page in tqdm(pages, desc="feedback", disable=None))
-    print(f"{slug}: {'would write' if arguments.dry_run else 'wrote'} {written} pages under {folder.root / 'feedback'}")
+    with _book(folder, slug) as book:
+        pages = write_pages(folder, slug, book, arguments.student, dry_run=arguments.dry_run)
+        written = sum(page.changed for page in tqdm(pages, desc="feedback", disable=None))
+    done = "would write" if arguments.dry_run else "wrote"
+    print(f"{slug}: {done} {written} pages, {folder.root / 'feedback'}/STUDENT/{slug}.html")
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from course.homework.exports import export
-    from course.homework.gradebook import Book
 
     _, folder = _places(arguments)
     slug = _released(folder, arguments.homework)
-    with Book(folder.database, policy=folder.late) as book:
+    with _book(folder, slug) as book:
         rows = book.rows(slug)
-    made = export(arguments.to, rows, _roster(folder), slug, partial=arguments.partial, missing=arguments.missing)
+    # Gradescope has no cell for those who handed in nothing
+    missing = {} if arguments.to == "gradescope" else {"missing": arguments.missing}
+    made = export(arguments.to, rows, _roster(folder), slug, partial=arguments.partial, **missing)
     path = folder.exports / made.name if arguments.dry_run else made.write(folder.exports)
     print(f"{'would write' if arguments.dry_run else 'wrote'} {path}")
     for message in made.left_out:
@@ -268,7 +321,6 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     from course.homework import grading
-    from course.homework.gradebook import Book
     from course.homework.releasing import read_release
 
     _, folder = _places(arguments)
@@ -278,7 +330,7 @@ def _status(arguments: argparse.Namespace) -> int:
     for slug in chosen:
         release = read_release(folder, slug)
         tasks = grading.tasks(folder, release)
-        with Book(folder.database, policy=folder.late) as book:
+        with _book(folder, slug) as book:
             rows = book.rows(slug)
         due = folder.due(slug) or "never"
         print(f"{slug}: released {release.made} with companion {release.companion}, due {due}")
@@ -289,6 +341,7 @@ def _status(arguments: argparse.Namespace) -> int:
             "wait for a person": sum(row.pending for row in rows),
         }
         print("    " + ", ".join(f"{count} {what}" for what, count in counts.items()))
+        print(f"    {_next(folder, slug, rows, counts)}")
         for task in tasks:
             result = grading.read_result(folder, slug, task.student)
             for flag in result.flags if result else task.flags:
@@ -330,6 +383,16 @@ def _before(path: Path, known: Iterable[str]) -> dict:
         return {}
 
 
+@contextmanager
+def _book(folder: TeachingFolder, slug: str) -> "Iterator[Book]":
+    """The gradebook, which hears of a due date that was changed in the settings."""
+    from course.homework.gradebook import Book
+
+    with Book(folder.database, policy=folder.late) as book:
+        book.set_due(slug, folder.due(slug))
+        yield book
+
+
 def _places(arguments: argparse.Namespace) -> tuple[Course, TeachingFolder]:
     course = find_course()
     return course, find_folder(course, arguments.folder)
@@ -347,4 +410,29 @@ def _released(folder: TeachingFolder, name: str) -> str:
     """The slug of a released homework."""
     from course.homework.sources import choose
 
-    return choose(_all_released(folder), name, f"none: nothing is released in {folder.root}")
+    if not (released := _all_released(folder)):
+        raise CourseError(
+            f"homework: received {name!r}, but nothing is released in {folder.root}; rule: "
+            f"`course homework release {name}` first, or name the teaching folder by --folder"
+        )
+    return choose(released, name, "none")
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    """The first names of a list that may be long."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _next(folder: TeachingFolder, slug: str, rows: "list[Row]", counts: dict[str, int]) -> str:
+    """What an instructor does next."""
+    if not counts["collected"]:
+        return f"next: put what comes in into {folder.inbox(slug)}, then `course homework collect {slug}`"
+    if counts["graded"] < counts["collected"]:
+        return f"next: `course homework grade {slug}`"
+    return _next_after_grading(slug, rows)
+
+
+def _next_after_grading(slug: str, rows: "list[Row]") -> str:
+    if waiting := sum(row.pending for row in rows):
+        return f"{waiting} wait for a person; next: `course homework review`"
+    return f"nobody waits for a person; next: `course homework feedback {slug}`, `course homework export {slug}`"

@@ -27,7 +27,7 @@ SETTINGS = """\
 # Settings of the homework in this folder. Every line can be left out.
 
 # sources = "../my-homework"             # the folder of NN-slug/ sources; default: homework/ of the checkout
-# database = "postgresql://host/name"    # default: gradebook.db in this folder
+# database = "postgresql+psycopg://user@host/name"   # default: gradebook.db here (needs: pip install "psycopg[binary]")
 # time_zone = "Europe/Berlin"            # of times without one, here and in roster.csv; default: UTC
 # scheduler = "tcp://host:8786"          # a dask cluster that sees this folder; default: this machine
 

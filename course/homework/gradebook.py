@@ -294,7 +294,9 @@ class Book:
             except MissingEntry as error:
                 rule = "an assignment that was released"
                 raise CourseError(f"gradebook: received {slug}, which is not in it; rule: {rule}") from error
-            assignment.duedate = due.astimezone(UTC).replace(tzinfo=None) if due else None
+            moment = due.astimezone(UTC).replace(tzinfo=None) if due else None
+            if assignment.duedate != moment:
+                assignment.duedate = moment
 
     def settle(self, slug: str) -> None:
         """Writes the late penalties anew, after scores by hand or extensions, for nbgrader's own pages to show."""

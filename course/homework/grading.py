@@ -11,11 +11,12 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import dask
 import nbformat
-from distributed import Client, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker
+from distributed import Client, LocalCluster, Security, Worker, WorkerPlugin, as_completed, get_worker
 
 from course.chapters import CourseError
 from course.files import write_atomic
@@ -100,7 +101,7 @@ def tasks(folder: TeachingFolder, release: Release, chosen: list[str] | None = N
 
 def _task(folder: TeachingFolder, release: Release, student: str, basis: str) -> Task:
     submission = submissions.read(folder, release.slug, student)
-    content = json.dumps([basis, submission.digest, [str(flag) for flag in submission.flags]])
+    content = json.dumps([basis, submission.digest, str(submission.submitted), [str(f) for f in submission.flags]])
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     text = nbformat.writes(submission.notebook)
     return Task(student, release.variant(student), text, submission.flags, key)
@@ -158,11 +159,20 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
         with client:
             yield client
         return
+    here = {"dashboard_address": "127.0.0.1:0", "security": _security()}  # 8787 may be taken; nothing for the network
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,
+        LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, **here) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+def _security() -> Security | None:
+    """Keys for one run: whoever else has an account here could have the scheduler run what he likes, in our name.
+
+    None without the package `cryptography`, which makes them.
+    """
+    return Security.temporary() if find_spec("cryptography") else None
 
 
 def write_result(folder: TeachingFolder, result: Result) -> None:

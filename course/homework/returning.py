@@ -25,7 +25,7 @@ class Page:
 
 
 def write_pages(
-    folder: TeachingFolder, slug: str, chosen: list[str] | None = None, *, dry_run: bool = False
+    folder: TeachingFolder, slug: str, book: Book, chosen: list[str] | None = None, *, dry_run: bool = False
 ) -> Iterator[Page]:
     """Writes the page of every student of the gradebook, or of the chosen ones; repeated, it changes what is new.
 
@@ -35,8 +35,7 @@ def write_pages(
     release, assignment = read_release(folder, slug), load(folder.source(slug))
     editions = [blank(assignment, variant) for variant in range(release.variants)]
     told = {misconception for problem in assignment.graded for misconception in problem.wrong}
-    with Book(folder.database, policy=folder.late) as book:
-        rows, marks = book.rows(slug), book.marks(slug)
+    rows, marks = book.rows(slug), book.marks(slug)
     if unknown := sorted(set(chosen or ()) - {row.student for row in rows}):
         raise CourseError(
             f"feedback: received {', '.join(unknown)}, who is not in the gradebook; rule: a student of it"

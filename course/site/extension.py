@@ -81,6 +81,7 @@ def chapter_transform(ledger: Ledger) -> type[SphinxTransform]:
             number_title(self.document, slug)
             number_equations(self.document, self.env, slug)
             print_budget(self.document, self.env, Path(self.env.srcdir) / FOLDER / f"{slug}.md")
+            link_homework(self.document, self.env.docname, slug, Path(self.env.srcdir))
             link_equations(self.document, self.env.docname, ledger)
             link_mistakes(self.document, self.env.docname, slug, ledger)
 
@@ -142,6 +143,13 @@ def print_budget(document: nodes.document, env: BuildEnvironment, source: Path) 
         for kind, fact in facts:
             line += [nodes.inline("", fact, classes=[f"budget-{kind}"]), nodes.Text(" ")]
         title.parent.insert(title.parent.index(title) + 1, line)
+
+
+def link_homework(document: nodes.document, docname: str, slug: str, root: Path) -> None:
+    """Ends the budget's line with a link to the chapter's homework, where there is one."""
+    line = next((line for line in document.findall(nodes.paragraph) if "budget" in line["classes"]), None)
+    if line is not None and (root / "homework" / slug / "assignment.md").is_file():
+        line += nodes.inline("", "", reference("homework", f"homework-{slug}", docname), classes=["budget-homework"])
 
 
 def front_matter(text: str) -> dict:

@@ -18,7 +18,7 @@ no notebook holds.
 
 Download an archive, unpack it where you keep your copies of the chapters, and open the notebook in JupyterLab with the
 course installed. With the course at hand, `course homework get 12` does the same, and `course homework check 12` runs
-the whole notebook afresh and packs it for handing in."""
+the whole notebook afresh and packs it for handing in. The grading is explained in {ref}`teaching`."""
 
 
 def homework_page(root: Path) -> str:
@@ -44,10 +44,11 @@ def entry(assignment: Assignment) -> str:
         for number, problem in enumerate(assignment.problems, 1)
     )
     return (
-        f"## {assignment.title}\n\n"
-        f"{{ref}}`The chapter <ch-{assignment.slug[3:]}>`; {assignment.points:g} points, {written:g} of them read by a "
-        f"person; about {assignment.minutes:g} minutes. "
-        f"{{download}}`Download the notebook (zip) <homework/{assignment.slug}.zip>`\n\n"
+        f"(homework-{assignment.slug})=\n## {assignment.title}\n\n"
+        f"To the chapter {{ref}}`ch-{assignment.slug[3:]}`. {assignment.points:g} points, {written:g} of them read by "
+        f"a person; about {assignment.minutes:g} minutes. "
+        f"{{download}}`Download homework {assignment.slug[:2]} (zip) <homework/{assignment.slug}.zip>`\n\n"
         f"You will\n\n{goals}\n\n"
+        f"in these problems:\n\n"
         f"{problems}"
     )

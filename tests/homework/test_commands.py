@@ -8,7 +8,7 @@ import pytest
 
 from course.cli import build_parser, main
 from course.files import contents
-from course.homework.editions import edition
+from course.homework.editions import blank
 from course.homework.proving import Answer, filled
 from course.homework.sandbox import refusal
 from course.homework.sources import load
@@ -62,7 +62,13 @@ def hand_in(folder, student, answers, variant=0):
     place = folder.inbox(toy.SLUG) / student
     place.mkdir(parents=True, exist_ok=True)
     chosen = {name: Answer("", "", source) for name, source in answers.items()}
-    (place / "01-toys.ipynb").write_text(filled(edition(load(folder.source(toy.SLUG)), variant), chosen))
+    (place / "01-toys.ipynb").write_text(filled(blank(load(folder.source(toy.SLUG)), variant), chosen))
+
+
+def exported(folder):
+    """The rows of the general export, by student."""
+    text = (folder.exports / "01-toys.csv").read_text("utf-8-sig")
+    return {row["student"]: row for row in csv.DictReader(io.StringIO(text))}
 
 
 @pytest.mark.parametrize("name", SUBCOMMANDS)
@@ -95,10 +101,7 @@ def test_from_the_first_release_to_pages_and_scores(teaching, capsys):
     assert call("export", "1") == 2  # ada's written answer waits
     assert "ada" in capsys.readouterr().err
     assert call("export", "1", "--partial") == 0
-    rows = {
-        row["student"]: row
-        for row in csv.DictReader(io.StringIO((teaching.exports / "01-toys.csv").read_text("utf-8-sig")))
-    }
+    rows = exported(teaching)
     assert {student: row["state"] for student, row in rows.items()} == {
         "ada": "to be scored by hand",
         "bob": "scored",
@@ -107,6 +110,17 @@ def test_from_the_first_release_to_pages_and_scores(teaching, capsys):
     assert float(rows["bob"]["earned"]) == 4
     assert float(rows["bob"]["total"]) == pytest.approx(4 * 0.8)  # two days late at 10 per cent
     assert float(rows["ada"]["earned"]) == 8
+
+    capsys.readouterr()
+    for system, name in (("canvas", "-canvas.csv"), ("moodle", "-moodle.csv"), ("gradescope", "-gradescope.zip")):
+        assert call("export", "1", "--to", system, "--partial") == 1  # ada waits, and is left out by name
+        assert "left out: ada" in capsys.readouterr().err
+        assert (teaching.exports / f"01-toys{name}").stat().st_size > 0
+    later = DUE.replace("2027-01-01T12", "2027-01-02T12")
+    (teaching.root / "homework.toml").write_text(later, encoding="utf-8")
+    assert call("export", "1", "--partial") == 0
+    assert float(exported(teaching)["bob"]["total"]) == pytest.approx(4 * 0.9)  # of what was set last
+    (teaching.root / "homework.toml").write_text(DUE, encoding="utf-8")
 
     capsys.readouterr()
     assert call("status") == 0
@@ -141,12 +155,7 @@ def test_a_score_by_hand_survives_a_regrade(teaching, capsys):
     assert call("regrade", "1", "--workers", "1") == 0
     assert "1 to grade" in capsys.readouterr().out
     assert call("export", "1") == 0
-    (row,) = (
-        r
-        for r in csv.DictReader(io.StringIO((teaching.exports / "01-toys.csv").read_text("utf-8-sig")))
-        if r["student"] == "ada"
-    )
-    assert float(row["total"]) == 9.5
+    assert float(exported(teaching)["ada"]["total"]) == 9.5
     assert call("feedback", "1", "--student", "ada") == 0
     assert "Nearly." in teaching.feedback("ada", toy.SLUG).read_text(encoding="utf-8")
 

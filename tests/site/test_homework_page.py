@@ -4,9 +4,13 @@ import io
 import zipfile
 
 import pytest
+from docutils import nodes
+from docutils.utils import new_document
+from sphinx import addnodes
 
 from course.homework.editions import edition
 from course.homework.sources import load
+from course.site.extension import link_homework
 from course.site.homework import homework_page
 from tests.homework import toy
 
@@ -25,7 +29,8 @@ def test_the_page_names_points_minutes_goals_and_problems(root):
         "about 20 minutes",
         "- sample",
         "2. Draw it (3 points)",
-        "{ref}`The chapter <ch-toys>`",
+        "{ref}`ch-toys`",
+        "{download}`Download homework 01 (zip) <homework/01-toys.zip>`",
     ):
         assert words in page
 
@@ -50,3 +55,14 @@ def test_archives_of_homework_that_is_gone_go_too(root):
 
 def test_a_site_without_homework_says_so(tmp_path):
     assert "*This site comes without homework.*" in homework_page(tmp_path)
+
+
+def test_a_chapter_with_homework_links_to_it_behind_its_budget(root):
+    document = new_document("chapter")
+    document += nodes.section("", nodes.title("", "Toys"), nodes.paragraph(classes=["budget"]))
+    link_homework(document, "notebooks/01-toys", "01-toys", root)
+    (link,) = document.findall(addnodes.pending_xref)
+    assert (link["reftarget"], link.astext()) == ("homework-01-toys", "homework")
+    assert f"({link['reftarget']})=\n## Homework 01: toys" in homework_page(root)
+    link_homework(document, "notebooks/02-none", "02-none", root)
+    assert len(list(document.findall(addnodes.pending_xref))) == 1
