@@ -21,6 +21,7 @@ from torch import Tensor
 MOST_VALUES = 100_000  # that an answer may return to be compared
 MOST_SAMPLES = 10_000_000  # that a sampler may return, before its statistic is taken
 MOST_ITEMS, MOST_DEPTH, MOST_TEXT = 100, 4, 2_000
+MOST_DIMENSIONS = 16
 
 UNANSWERED = "Not answered yet. Replace the ... and run this cell again."
 
@@ -232,12 +233,12 @@ class _Value:
     @staticmethod
     def read(raw: Any, depth: int = 0) -> "_Value":
         kind, data = raw["kind"], raw.get("data")
-        if depth > MOST_DEPTH + 1:
-            raise ValueError("verdict: received values nested too deep")
+        if depth > MOST_DEPTH + 1 or (kind in ("map", "list") and len(data) > MOST_ITEMS):
+            raise ValueError("verdict: received values nested too deep, or too many")
         if kind == "tensor":
             return _Value._read_tensor(raw)
         if kind == "map":
-            return _Value(kind, {str(key): _Value.read(value, depth + 1) for key, value in data.items()})
+            return _Value(kind, {str(key)[:MOST_TEXT]: _Value.read(value, depth + 1) for key, value in data.items()})
         if kind == "list":
             return _Value(kind, [_Value.read(value, depth + 1) for value in data])
         if kind in ("text", "error", "other", "unanswered"):
@@ -246,11 +247,14 @@ class _Value:
 
     @staticmethod
     def _read_tensor(raw: Any) -> "_Value":
-        shape = tuple(int(length) for length in raw["shape"])
+        shape = tuple(int(length) for length in raw["shape"][: MOST_DIMENSIONS + 1])
+        # Before anything is computed from it: the product of many large lengths takes hours.
+        if len(shape) > MOST_DIMENSIONS or not all(0 <= length <= MOST_VALUES for length in shape):
+            raise ValueError(f"verdict: received the shape {shape}; rule: at most {MOST_DIMENSIONS} lengths, none huge")
         data = [float(value) for value in raw["data"][: MOST_VALUES + 1]]
-        if len(data) != math.prod(shape) or len(data) > MOST_VALUES or min(shape, default=0) < 0:
+        if len(data) != math.prod(shape) or len(data) > MOST_VALUES:
             raise ValueError(f"verdict: received {len(data)} values of shape {shape}; rule: as many as the shape says")
-        return _Value("tensor", torch.tensor(data, dtype=torch.float64).reshape(shape), shape, str(raw["dtype"]))
+        return _Value("tensor", torch.tensor(data, dtype=torch.float64).reshape(shape), shape, str(raw["dtype"])[:20])
 
     def equals(self, other: "_Value", atol: float, rtol: float) -> bool:
         if self.kind != other.kind:
@@ -275,7 +279,7 @@ class _Value:
         if self.kind == "tensor":
             return f"a tensor of shape {list(self.shape)}"
         if self.kind == "map":
-            return f"a dictionary with the keys {', '.join(self.data) or '(none)'}"
+            return f"a dictionary with the keys {', '.join(self.data)[:200] or '(none)'}"
         if self.kind == "list":
             return f"{len(self.data)} values"
         return f"the text '{self.data[:80]}'" if self.kind == "text" else self.data

@@ -11,7 +11,8 @@ After the hand-in the same probe runs on other inputs, whose values no notebook 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +49,31 @@ def exercise(right: Any = None, wrong: dict | None = None, *, false_alarm: float
 
 def values(probe: Callable[[torch.Generator], Any], seed: int = PUBLIC_SEED) -> dict:
     """What an answer gives for the inputs of `seed`, as JSON, for `verdict`."""
-    encoded = exercise().values(probe, seed)
+    with _torch_as_imported():
+        encoded = exercise().values(probe, seed)
     if encoded["kind"] == "error" and "NoneType" in encoded["data"]:
         return {
             "kind": "unanswered",
             "data": RETURNED_NONE,
         }  # a blank body returns None, whatever the probe does with it
     return encoded
+
+
+@contextmanager
+def _torch_as_imported() -> Iterator[None]:
+    """Torch's global settings as they are at first, and afterwards as they were.
+
+    A student who makes float64 the default in one cell has another type, and so other numbers, wherever a later probe
+    draws its inputs: a right answer would be called wrong.
+    """
+    before = torch.get_default_dtype()
+    device = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+    torch.set_default_dtype(torch.float32)
+    try:
+        with device, torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 class Checks:

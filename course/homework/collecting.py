@@ -434,10 +434,15 @@ def _read_metadata(place: _Place) -> dict[str, tuple[list[dict[str, str]], datet
 
 
 def _chosen(parcels: list[_Parcel], slug: str, roster: Roster | None, released: NotebookNode | None) -> Arrival:
-    """The arrival that counts of those of one student: the newest, else the last by name, if it has a notebook."""
+    """The arrival that counts of those of one student, if it has a notebook.
+
+    The newest; else what lies at the top under his own name, before what came inside of something else; else the last
+    by name.
+    """
     student = parcels[0].student
     oldest = datetime.min.replace(tzinfo=UTC)
-    parcels = sorted(parcels, key=lambda p: (p.submitted or oldest, _natural(p.name)), reverse=True)
+    ranks = {id(p): (p.submitted or oldest, -p.name.count("/"), _natural(p.name)) for p in parcels}
+    parcels = sorted(parcels, key=lambda p: ranks[id(p)], reverse=True)
     arrival = first = _opened(parcels[0], slug, released)
     for parcel in parcels[1:]:
         if arrival.notebook is not None:

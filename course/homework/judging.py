@@ -15,6 +15,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from companion.exercises.homework import judge
+from course.homework.cleaning import clean_text, plain
 from course.homework.editions import edition, variant_source
 from course.homework.kernel import Kernel, Outcome, WarmParent
 from course.homework.results import Flag, Result, Score
@@ -22,6 +23,7 @@ from course.homework.sandbox import Limits
 from course.homework.sources import Assignment, hidden_seed
 
 MOST_VALUES_KB = 5_000  # of JSON that one test may print
+MOST_MESSAGE = 2_000  # characters that a student is told of one test
 IMPORTS = ("torch", "numpy", "matplotlib.pyplot", "companion.exercises.homework")
 
 
@@ -59,14 +61,16 @@ class Paper:
 def paper(assignment: Assignment, secret: str, variant: int = 0, limits: Limits | None = None) -> Paper:
     """Computes what the judge must know of one variant of a homework."""
     row = assignment.variants[variant]
+    numbers = variant_source(row) + "\n\n" if row else ""
     tests = {}
     for problem in assignment.graded:
         for test in problem.tests:
             seed = hidden_seed(secret, test.name)
             record = problem.exercise(test, row).record(seed)
-            tests[test.name] = TrustedTest(test.name, problem.name, test.points, test.source, seed, record)
+            # Each test begins with this student's numbers anew: `for scale in …` in an answer leaves others behind.
+            tests[test.name] = TrustedTest(test.name, problem.name, test.points, numbers + test.source, seed, record)
     files = {name: data for name, data in edition(assignment, variant).files.items() if not name.endswith(".ipynb")}
-    trusted = {"variant": variant_source(row)} if row else {}
+    trusted = {"variant": numbers} if row else {}
     return Paper(assignment.slug, tests, trusted, files, limits or Limits())
 
 
@@ -89,7 +93,9 @@ def grade(
         for cell in executed.cells:
             if cell.cell_type == "code":
                 session.run(cell)
-    result = Result(student, paper.slug, tuple(session.scores), (*flags, *session.flags, *kernel.flags))
+    # Evidence is printed in the instructor's terminal, which would obey what it holds of control sequences.
+    noticed = (replace(flag, evidence=plain(flag.evidence)) for flag in (*session.flags, *kernel.flags))
+    result = Result(student, paper.slug, tuple(session.scores), (*flags, *noticed))
     if kernel.lost:
         result = replace(result, flags=(*result.flags, Flag("kernel lost", session.lost_in, kernel.lost)))
     seconds = round(time.monotonic() - begun, 3)
@@ -104,6 +110,7 @@ class _Session:
         self.scores: list[Score] = []
         self.flags: list[Flag] = []
         self.lost_in = ""
+        self.stopped: dict[str, str] = {}  # by the name of the cell, what to say of an answer that did not run through
 
     def run(self, cell: NotebookNode) -> None:
         """Runs one code cell and keeps what it showed; a graded test is judged instead."""
@@ -114,6 +121,10 @@ class _Session:
         else:
             outcome = self._execute(self.paper.trusted.get(name, cell.source), name)
             cell.outputs = [nbformat.from_dict(output) for output in outcome.outputs]
+            if outcome.state == "timeout":
+                self.stopped[name] = self._too_long()
+            elif outcome.error:
+                self.stopped[name] = f"Not yet: your answer stopped with {_said(outcome)}"
         cell.execution_count = None
 
     def _execute(self, source: str, name: str, keep_kb: int | None = None) -> Outcome:
@@ -124,13 +135,14 @@ class _Session:
 
     def _judge(self, test: TrustedTest) -> Score:
         def score(earned: float, message: str, answered: bool = True) -> Score:
-            return Score(test.name, test.problem, test.points, earned, message, answered)
+            said = clean_text(message)[:MOST_MESSAGE]  # it may quote what the sandbox sent
+            return Score(test.name, test.problem, test.points, earned, said, answered)
 
         nonce, must_fail = secrets.token_hex(16), secrets.token_hex(16)
         computed = self._execute(value_cell(test, nonce), test.name, MOST_VALUES_KB)
         if computed.state == "lost":
             return score(0, f"Not judged: the kernel was gone ({self.kernel.lost}, in {self.lost_in}).")
-        sentinel = self._execute(f'raise AssertionError("{must_fail}")', test.name)
+        sentinel = self._execute(sentinel_cell(must_fail), test.name)
         if sentinel.state == "lost":
             return score(0, f"Not judged: the kernel was gone ({self.kernel.lost}, in {self.lost_in}).")
         if sentinel.error != ("AssertionError", must_fail):
@@ -139,12 +151,17 @@ class _Session:
             )
             return score(0, "Not judged: the notebook changed how cells are run.")
         if computed.state == "timeout":
-            return score(0, f"Not yet: your answer took longer than {self.paper.limits.cell_seconds:g} seconds.")
+            return score(0, self._too_long())
         values = self._values(computed, nonce, test)
         if values is None:
             return score(0, f"Not yet: the test could not run: {_said(computed)}")
         verdict = judge(values, test.record)
+        if not verdict.passed and values.get("kind") == "error" and test.problem in self.stopped:
+            return score(0, self.stopped[test.problem])  # that a name is not defined is only what follows from it
         return score(test.points if verdict.passed else 0, verdict.message, verdict.answered)
+
+    def _too_long(self) -> str:
+        return f"Not yet: your answer took longer than {self.paper.limits.cell_seconds:g} seconds."
 
     def _values(self, outcome: Outcome, nonce: str, test: TrustedTest) -> dict | None:
         """What stands between the two nonces on stdout; anything but once, or no JSON object, is no value."""
@@ -171,12 +188,17 @@ def value_cell(test: TrustedTest, nonce: str) -> str:
     """The code that has the sandbox print what the answer gives for hidden inputs."""
     return (
         f"{test.source}\n\n\n"
-        "import contextlib as _contextlib, json as _json, os as _os, sys as _sys\n"
+        "import contextlib as _contextlib, io as _io, json as _json, os as _os, sys as _sys\n"
         "from companion.exercises.homework import values as _values\n"
-        "with open(_os.devnull, 'w') as _nowhere, _contextlib.redirect_stdout(_nowhere):\n"
+        "with _io.open(_os.devnull, 'w') as _nowhere, _contextlib.redirect_stdout(_nowhere):\n"
         f"    _given = _values(probe, {test.seed})\n"
         f'_sys.stdout.write("{nonce}" + _json.dumps(_given) + "{nonce}")\n'
     )
+
+
+def sentinel_cell(nonce: str) -> str:
+    """The code that must fail; not into a debugger, which `%pdb on` opens, and which no one here could talk to."""
+    return f'import IPython as _IPython\n_IPython.get_ipython().call_pdb = False\nraise AssertionError("{nonce}")\n'
 
 
 def _said(outcome: Outcome) -> str:

@@ -33,7 +33,7 @@ class Release:
     Attributes:
         slug: of the homework.
         secret: the hidden inputs come from it, and which student gets which variant.
-        digest: names the student edition.
+        digests: names the student edition of each variant that is handed out.
         companion: the version of the package that the values were recorded with.
         made: when, ISO 8601.
         variants: how many rows of numbers are handed out; one where all students get the same.
@@ -42,11 +42,16 @@ class Release:
 
     slug: str
     secret: str
-    digest: str
+    digests: list[str]
     companion: str
     made: str
     variants: int = 1
     sources: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Names the edition that all can get, the first variant's."""
+        return self.digests[0]
 
     def variant(self, student: str) -> int:
         """Which row of numbers a student has."""
@@ -106,7 +111,8 @@ def release(
     assignment = load(folder.sources / slug)
     before = read_release(folder, slug) if folder.private(slug).exists() else None
     variants = len(assignment.variants) if roster and not same_for_all else 1
-    common = edition(assignment)
+    editions = [edition(assignment, variant) for variant in range(variants)]
+    common = editions[0]
     if before and before.digest != common.digest and not force and (came := _collected(folder, slug)):
         raise CourseError(
             f"release: received another edition of {slug}, to which {len(came)} submissions were collected; rule: "
@@ -122,13 +128,13 @@ def release(
     made = Release(
         slug,
         _secret(assignment, before, sources),
-        common.digest,
+        [one.digest for one in editions],
         version(PACKAGE),
         before.made if before and before.digest == common.digest else datetime.now(UTC).isoformat(timespec="seconds"),
         variants,
         sources,
     )
-    files = _files(folder, assignment, made, common, roster if variants > 1 else None)
+    files = _files(folder, assignment, made, editions, roster if variants > 1 else None)
     changed = tuple(path for path, data in files.items() if not path.is_file() or path.read_bytes() != data)
     if not dry_run:
         folder.set_up()
@@ -153,18 +159,17 @@ def _digest(folder: Path) -> str:
 
 
 def _files(
-    folder: TeachingFolder, assignment: Assignment, made: Release, common: Edition, roster: Roster | None
+    folder: TeachingFolder, assignment: Assignment, made: Release, editions: list[Edition], roster: Roster | None
 ) -> dict[Path, bytes]:
     """What a release writes; the judge's part last, so that a release cut short is no release."""
-    slug, origin = assignment.slug, folder.sources / assignment.slug
+    slug, origin, common = assignment.slug, folder.sources / assignment.slug, editions[0]
     files = {folder.source(slug) / name: (origin / name).read_bytes() for name in SOURCES}
     files[folder.source(slug) / f"{slug}.ipynb"] = common.files[f"{slug}.ipynb"]
     files |= {folder.release(slug) / name: data for name, data in common.files.items()}
     files[folder.release(slug).with_suffix(".zip")] = common.archive
     if roster:
-        editions = [edition(assignment, number).archive for number in range(made.variants)]
         for student in roster.students:
-            files[folder.personal(slug) / f"{student}.zip"] = editions[made.variant(student)]
+            files[folder.personal(slug) / f"{student}.zip"] = editions[made.variant(student)].archive
     files[folder.private(slug)] = (json.dumps(asdict(made), indent=1) + "\n").encode()
     return files
 

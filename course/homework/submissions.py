@@ -76,6 +76,8 @@ def collect(
     if not inbox.exists():
         raise CourseError(f"collect: received {inbox}, where nothing is; rule: put there what the students handed in")
     editions = [blank(assignment, variant) for variant in range(release.variants)]
+    for notebook, digest in zip(editions, release.digests, strict=True):
+        notebook.metadata["homework"] = {"slug": slug, "companion": release.companion, "release": digest}
     for arrival in arrivals(inbox, slug, roster, released=editions[0]):
         if arrival.student is None:
             yield Collected(None, arrival.name, "set aside", arrival.flags)

@@ -7,14 +7,22 @@ that what was earned before is kept, the third that the notebook goes on, where 
 import json
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import nbformat
+import psutil
 import pytest
 
-from course.homework.editions import edition
-from course.homework.judging import IMPORTS, grade, paper
+from companion.exercises import checking
+from companion.exercises.homework import judge
+from course.cli import main
+from course.homework import grading
+from course.homework.cleaning import is_strange
+from course.homework.editions import blank, notebook_text
+from course.homework.judging import IMPORTS, MOST_MESSAGE, grade, paper
 from course.homework.kernel import WarmParent
 from course.homework.proving import Answer, filled
+from course.homework.review import for_review
 from course.homework.sandbox import Limits, refusal
 from course.homework.sources import load
 from course.homework.transplanting import transplant
@@ -22,7 +30,7 @@ from tests.homework import toy
 
 pytestmark = pytest.mark.skipif(refusal() is not None, reason=str(refusal()))
 
-LIMITS = Limits(cell_seconds=2, submission_seconds=30, grace_seconds=1, memory_mb=900, processes=32, disk_mb=64)
+LIMITS = Limits(cell_seconds=4, submission_seconds=30, grace_seconds=1, memory_mb=900, processes=32, disk_mb=64)
 RIGHT = "def draw(mean, n, generator):\n    return mean + torch.randn(n, generator=generator)\n"
 
 
@@ -45,7 +53,11 @@ ATTACKS = {
     ),
     "the process ends itself": Attack("import os\nos._exit(0)", ONLY_FIRST, "kernel lost"),
     "the process kills itself": Attack("import os\nos.kill(os.getpid(), 9)", ONLY_FIRST, "kernel lost"),
-    "the kernel is asked to stop": Attack("get_ipython().kernel.do_shutdown(False)\nexit()", ONLY_FIRST, "kernel lost"),
+    "the kernel is asked to stop": Attack(
+        "import asyncio\nget_ipython().kernel.do_shutdown(False)\nexit()\nawait asyncio.sleep(1.5)",
+        ONLY_FIRST,
+        "kernel lost",
+    ),
     "all threads are stopped": Attack(
         "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", ONLY_FIRST, "kernel lost"
     ),
@@ -163,6 +175,44 @@ ATTACKS = {
         ONLY_FIRST,
         "malformed",
     ),
+    "values are of a shape too large to be": Attack(
+        "import companion.exercises.homework as h\n"
+        "h.values = lambda probe, seed: {'kind': 'tensor', 'shape': [0, 10**18, 10**18], 'data': [], 'dtype': 'x'}",
+        ONLY_FIRST,
+    ),
+    "values hold halves of characters": Attack(
+        "import companion.exercises.homework as h\nh.values = lambda probe, seed: {'kind': 'text', 'data': '\\ud800'}",
+        ONLY_FIRST,
+    ),
+    "values would clear the terminal": Attack(
+        "import companion.exercises.homework as h\n"
+        "h.values = lambda probe, seed: {'kind': 'text', 'data': '\\x1b[2J\\x1b]0;passed\\x07\\0'}",
+        ONLY_FIRST,
+    ),
+    "values are a dictionary with keys of megabytes": Attack(
+        "import companion.exercises.homework as h\n"
+        "h.values = lambda probe, seed: {'kind': 'map', 'data': {'k' * 2_000_000: {'kind': 'text', 'data': ''}}}",
+        ONLY_FIRST,
+    ),
+    "what is printed as values would clear the terminal": Attack(
+        "import sys\nout = sys.stdout\n"
+        "def draw(mean, n, generator):\n"
+        "    import re\n"
+        "    nonce = re.search('[0-9a-f]{32}', In[-1])[0]\n"
+        "    out.write(nonce + '\\x1b[2J\\x1b]0;passed\\x07' + nonce)\n"
+        "    out.flush()\n"
+        "    raise KeyboardInterrupt",
+        WITHOUT,
+        "tampering",
+    ),
+    "a forged message would clear the terminal": Attack(
+        "kernel = get_ipython().kernel\n"
+        "for _ in range(2):\n"
+        "    kernel.session.send(kernel.iopub_socket, 'status', {'execution_state': '\\x1b[2J'},\n"
+        "                        parent=kernel.get_parent('shell'))\n" + RIGHT,
+        ALL,
+        "forged message",
+    ),
     "values are a shape without data": Attack(
         "import companion.exercises.homework as h\n"
         "h.values = lambda probe, seed: {'kind': 'map', 'data': {'the mean': {'kind': 'tensor', 'shape': [-1, 10**12],"
@@ -190,6 +240,24 @@ ATTACKS = {
 }
 
 
+# What an honest student may do to his kernel, and still be right.
+HONEST = {
+    "another loop leaves its own number behind": "for scale in (1.0, 5.0):\n    pass\n",
+    "errors open a debugger": "%pdb on\n",
+    "float64 is the default": "torch.set_default_dtype(torch.float64)\n",
+    "tensors are made elsewhere": "torch.set_default_device('meta')\n",
+    "no gradients": "torch.set_grad_enabled(False)\ndef scaled(x):\n    x = x.clone().requires_grad_()\n"
+    "    return torch.autograd.grad((scale * x**2 / 2).sum(), x)[0]\n",
+    "names of the tests are used otherwise": "check = probe = json = print = open = list = sum = max = 1\n",
+    "a cell is timed": "%%time\n",
+    "waiting at the top": "import asyncio\nawait asyncio.sleep(0.01)\n",
+    "warnings are errors": "import warnings\nwarnings.simplefilter('error')\n",
+    "several processes": "import multiprocessing as m\nwith m.get_context('fork').Pool(2) as p:\n    p.map(abs, [1])\n",
+    "Windows ends its lines otherwise": "import os\r\nx = 1\r\n",
+    "arrays of NumPy": "def scaled(x):\n    return scale * x.numpy()\n",
+}
+
+
 @pytest.fixture(scope="module")
 def assignment(tmp_path_factory):
     return load(toy.write(tmp_path_factory.mktemp("sources")))
@@ -208,9 +276,9 @@ def judged(assignment, warm):
 
     def run(code, change=lambda notebook: None):
         answers = {problem.name: Answer("right", "", problem.solution) for problem in assignment.graded}
-        notebook = json.loads(filled(edition(assignment), answers | {"draw-it": Answer("attack", "", code)}))
+        notebook = json.loads(filled(blank(assignment), answers | {"draw-it": Answer("attack", "", code)}))
         change(notebook)
-        collected, flags = transplant(edition(assignment).notebook, json.dumps(notebook).encode())
+        collected, flags = transplant(blank(assignment), json.dumps(notebook).encode())
         return grade(exam, collected, "student", warm, flags)
 
     return run
@@ -226,11 +294,86 @@ def test_an_honest_submission_earns_everything_unflagged(judged):
     assert result.flags == ()
 
 
+@pytest.mark.parametrize("name", HONEST)
+def test_an_honest_student_loses_nothing_by_his_habits(judged, name):
+    solution = "" if "def scaled" in HONEST[name] else "def scaled(x):\n    return scale * x\n"
+    result = judged(RIGHT, lambda notebook: cell(notebook, "scale-it").update(source=HONEST[name] + solution))
+    assert earned(result) == ALL, result.tests
+    assert result.flags == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("import a_package_of_his\n" + RIGHT, "ModuleNotFoundError: No module named 'a_package_of_his'"),
+        ("def draw(mean, n, generator)\n    return mean", "SyntaxError"),
+        ("import time\ntime.sleep(60)\n" + RIGHT, f"took longer than {LIMITS.cell_seconds:g} seconds"),
+    ],
+)
+def test_an_answer_that_did_not_run_through_is_told_why(judged, code, told):
+    result = judged(code)
+    assert earned(result) == WITHOUT
+    (message,) = (score.message for score in result.tests if score.problem == "draw-it")
+    assert told in message
+    assert "not defined" not in message
+
+
+def test_only_the_grader_itself_reaches_its_workers():
+    with grading._client(1, None) as client:
+        assert client.scheduler.address.startswith(
+            "tls://127.0.0.1:" if find_spec("cryptography") else "tcp://127.0.0.1:"
+        )
+        ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        listening = {c.laddr.ip for process in ours for c in process.net_connections() if c.status == "LISTEN"}
+    assert listening == {"127.0.0.1"}
+
+
+def test_a_student_who_is_taken_off_the_roster_stops_nobody(folder, assignment, monkeypatch):
+    monkeypatch.setenv("COURSE_TEACHING", str(folder.root))
+    folder.root.mkdir()
+
+    def roster(*students):
+        folder.roster.write_text("\n".join(["student", *students]) + "\n", encoding="utf-8")
+
+    roster("ada")
+    assert main(["homework", "release", "1", "--same-for-all"]) == 0
+    roster("ada", "bob", "cyd")
+    for student in ("ada", "bob", "cyd"):
+        place = folder.inbox(toy.SLUG) / student
+        place.mkdir(parents=True)
+        answers = {problem.name: Answer("", "", problem.solution) for problem in assignment.graded}
+        (place / "01-toys.ipynb").write_text(filled(blank(assignment), answers), encoding="utf-8")
+    assert main(["homework", "collect", "1"]) == 0
+    roster("ada", "cyd")
+    assert main(["homework", "grade", "1", "--workers", "1"]) == 0
+    results = {student: grading.read_result(folder, toy.SLUG, student) for student in ("ada", "bob", "cyd")}
+    assert {student: result.earned for student, result in results.items() if result} == dict.fromkeys(results, 8)
+
+
+def texts(result):
+    """All of a result that a person reads and that student code has a say in."""
+    return [score.message for score in result.tests] + [str(flag) for flag in result.flags]
+
+
+def test_nothing_is_computed_from_a_shape_that_cannot_be(monkeypatch):
+    def hours(lengths):
+        raise AssertionError(f"multiplies {len(lengths)} lengths, which can take hours")
+
+    monkeypatch.setattr(checking.math, "prod", hours)
+    key = {"right": {"kind": "text", "data": "b"}, "wrong": {}, "atol": 0, "rtol": 0}
+    for shape in ([1] * 100_000, [10**300] * 10):
+        verdict = judge({"kind": "tensor", "dtype": "x", "shape": shape, "data": [1]}, key)
+        assert verdict.message == "Not yet: what your answer returned could not be read."
+
+
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_earns_nothing_and_costs_no_other_problem(judged, name):
+def test_an_attack_earns_nothing_and_costs_no_other_problem(judged, assignment, name):
     attack = ATTACKS[name]
     result = judged(attack.code)
     assert earned(result) == attack.earned, (result.tests, result.flags)
+    assert [text for text in texts(result) if len(text) > MOST_MESSAGE or is_strange(text)] == []
+    assert result.to_json().encode()  # it can be kept, and shown to a person
+    assert notebook_text(for_review(result, assignment)).encode()
     if attack.flag is not None:
         flags = "; ".join(map(str, result.flags))
         assert attack.flag in flags if attack.flag else flags == ""

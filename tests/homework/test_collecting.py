@@ -434,3 +434,13 @@ def test_only_the_right_notebook_is_packed(tmp_path):
     (tmp_path / NOTEBOOK).symlink_to(__file__)
     with pytest.raises(CourseError, match="cannot be read"):
         pack(tmp_path, SLUG)
+
+
+def test_what_lies_under_a_students_own_name_is_not_overridden_from_inside_of_something_else(tmp_path):
+    for place, mark in (("ada", 1), ("bob", 2), ("zed/ada", 3), ("zed/bob", 4)):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / f"{SLUG}.ipynb").write_text(json.dumps({"cells": [], "mark": mark}))
+    roster = Roster([Student("ada"), Student("bob")])
+    came = {arrival.student: arrival for arrival in arrivals(tmp_path, SLUG, roster)}
+    assert {student: json.loads(arrival.notebook)["mark"] for student, arrival in came.items()} == {"ada": 1, "bob": 2}
+    assert all("several arrivals" in [flag.kind for flag in arrival.flags] for arrival in came.values())

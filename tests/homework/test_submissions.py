@@ -8,7 +8,7 @@ from course.chapters import CourseError
 from course.files import contents
 from course.homework.editions import blank
 from course.homework.proving import Answer, filled
-from course.homework.releasing import release
+from course.homework.releasing import read_release, release
 from course.homework.roster import Roster, Student
 from course.homework.sources import load
 from course.homework.submissions import collect, read, students
@@ -88,6 +88,20 @@ def test_each_students_own_numbers_are_those_he_was_given(folder):
     assert any((flag.kind, flag.cell) == ("edited", "variant") for flag in flags[other])
     variant = next(cell for cell in read(folder, toy.SLUG, other).notebook.cells if cell.id == "variant")
     assert "scale = 3.0" in variant.source
+
+
+def test_answers_to_another_edition_are_flagged(released):
+    hand_in(released, "ada")
+    place = released.inbox(toy.SLUG) / "ada" / "01-toys.ipynb"
+    notebook = json.loads(place.read_text())
+    notebook["metadata"]["homework"] = {"slug": toy.SLUG, "release": "0123456789ab"}
+    place.write_text(json.dumps(notebook))
+    (one,) = collect(released, toy.SLUG, CLASS)
+    assert [flag.kind for flag in one.flags] == ["other release"]
+    notebook["metadata"]["homework"]["release"] = read_release(released, toy.SLUG).digest
+    place.write_text(json.dumps(notebook))
+    (one,) = collect(released, toy.SLUG, CLASS)
+    assert one.flags == ()
 
 
 def test_an_empty_or_missing_inbox_is_said(released):

@@ -10,6 +10,8 @@ OTHERS = [
     "book/evidence.html",
     "book/_generated/equations.html",
     "book/_generated/mistakes.html",
+    "book/_generated/homework.html",
+    "book/teaching.html",
     "book/bibliography.html",
     "book/api/index.html",
     "book/_generated/api/numerics.html",
