@@ -3,14 +3,13 @@
 import os
 
 import pytest
-from playwright.sync_api import sync_playwright
 
 from course.chapters import find_course
 from course.homework.folder import TeachingFolder
 from course.homework.kernel import WarmParent
 from course.homework.sandbox import refusal
 from tests.homework import toy
-from tests.site.conftest import launch, new_page  # noqa: F401 - a fixture
+from tests.site.conftest import browser, new_page  # noqa: F401 - fixtures
 
 
 @pytest.fixture
@@ -29,12 +28,3 @@ def warm_parent():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
     with WarmParent() as parent:
         yield parent
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """A headless browser; no longer than a module, for while it lives no other event loop can run in this process."""
-    with sync_playwright() as playwright:
-        browser = launch(playwright.chromium)
-        yield browser
-        browser.close()

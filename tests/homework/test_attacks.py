@@ -81,7 +81,7 @@ ATTACKS = {
     ),
     "shared memory is filled": Attack(
         "try:\n    with open('/dev/shm/x', 'wb') as f:\n        for _ in range(4000): f.write(bytes(2**20))\n"
-        "except OSError: pass\n" + RIGHT,
+        "except OSError: pass\nimport time\ntime.sleep(2)\n" + RIGHT,
         ONLY_FIRST,
         "kernel lost",
     ),

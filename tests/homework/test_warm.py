@@ -291,7 +291,9 @@ def test_nothing_is_written_outside_of_the_small_folders(kernel):
         print(json.dumps(sorted(set(written))))
         """,
     )
-    assert set(written) == set(FOLDERS)
+    assert set(written) >= set(FOLDERS)
+    below = tuple(f"{folder}/" for folder in FOLDERS)  # a checkout below /tmp has its mount points there
+    assert [place for place in written if place not in FOLDERS and not place.startswith(below)] == []
 
 
 def test_bubblewraps_own_processes_are_no_way_out(kernel):

@@ -78,9 +78,9 @@ def site_url(site, serve):
     return serve(site)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser():
-    """A headless browser of the Chromium family."""
+    """A headless browser; no longer than a module, for while it lives no other event loop can run in this process."""
     with sync_playwright() as playwright:
         browser = launch(playwright.chromium)
         yield browser

@@ -192,8 +192,8 @@ def test_launch_buttons_appear_with_the_address_of_the_repository(chapter):
     links = {a["href"] for a in chapter.select(".dropdown-launch-buttons a")}
     notebook = "notebooks/12-flow-matching.ipynb"
     assert links == {
-        f"https://mybinder.org/v2/gh/someone/course/main?urlpath=lab/tree/{notebook}",
-        f"https://colab.research.google.com/github/someone/course/blob/main/{notebook}",
+        f"https://mybinder.org/v2/gh/someone/course/student?urlpath=lab/tree/{notebook}",
+        f"https://colab.research.google.com/github/someone/course/blob/student/{notebook}",
     }
 
 
