@@ -78,12 +78,11 @@ class Course:
         """
         known = self.chapters()
         plain = Path(name).stem if name.endswith((".md", ".ipynb")) else name
-        exact = [c for c in known if plain in (c.slug, c.topic) or (plain.isdigit() and int(plain) == c.number)]
-        found = exact or [c for c in known if plain and (c.slug.startswith(plain) or c.topic.startswith(plain))]
+        found = called(plain, [chapter.slug for chapter in known])
         if len(found) == 1:
-            return found[0]
+            return next(chapter for chapter in known if chapter.slug == found[0])
         problem = "fits more than one chapter" if found else "is the name of no chapter"
-        listing = ", ".join(c.slug for c in (found or known)) or f"none in {self.notebooks}"
+        listing = ", ".join(found or [chapter.slug for chapter in known]) or f"none in {self.notebooks}"
         raise CourseError(
             f"chapter: received '{name}', which {problem}; rule: a number, a slug or a prefix of {listing}"
         )
@@ -93,6 +92,12 @@ class Course:
         if not names:
             return self.chapters()
         return sorted({self.find(name) for name in names}, key=lambda chapter: chapter.slug)
+
+
+def called(name: str, slugs: list[str]) -> list[str]:
+    """Those of the slugs that `name` may mean: a number, a slug, a topic, else a prefix of the latter two."""
+    exact = [slug for slug in slugs if name in (slug, slug[3:]) or (name.isdigit() and int(name) == int(slug[:2]))]
+    return exact or [slug for slug in slugs if name and (slug.startswith(name) or slug[3:].startswith(name))]
 
 
 def find_course(start: Path | None = None) -> Course:

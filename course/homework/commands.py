@@ -300,9 +300,7 @@ def _export(arguments: argparse.Namespace) -> int:
     slug = _released(folder, arguments.homework)
     with _book(folder, slug) as book:
         rows = book.rows(slug)
-    # Gradescope has no cell for those who handed in nothing
-    missing = {} if arguments.to == "gradescope" else {"missing": arguments.missing}
-    made = export(arguments.to, rows, _roster(folder), slug, partial=arguments.partial, **missing)
+    made = export(arguments.to, rows, _roster(folder), slug, partial=arguments.partial, missing=arguments.missing)
     path = folder.exports / made.name if arguments.dry_run else made.write(folder.exports)
     print(f"{'would write' if arguments.dry_run else 'wrote'} {path}")
     for message in made.left_out:

@@ -26,9 +26,7 @@ import html
 import io
 import json
 import math
-import os
 import re
-import tempfile
 import unicodedata
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -37,6 +35,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from course.chapters import CourseError
+from course.files import write_atomic
 from course.homework.gradebook import Row
 from course.homework.roster import Roster, Student
 
@@ -63,15 +62,7 @@ class Export:
 
     def write(self, folder: Path) -> Path:
         """Writes the file into `folder`, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{self.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self.data)
-            os.replace(temporary, folder / self.name)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomic(folder / self.name, self.data)
         return folder / self.name
 
 

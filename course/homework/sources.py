@@ -35,7 +35,7 @@ from nbformat import NotebookNode
 
 from companion.exercises import Exercise
 from companion.exercises.homework import PUBLIC_SEED, exercise
-from course.chapters import SLUG, CourseError
+from course.chapters import SLUG, CourseError, called
 from course.notebooks import CELL_NAME
 
 LEAST_WRONG, LEAST_RIGHT = 6, 2
@@ -198,8 +198,7 @@ def choose(known: Iterable[str], name: str, otherwise: str) -> str:
         CourseError: None, or more than one, is called so; `otherwise` is said where nothing is known at all.
     """
     known = sorted(known)
-    exact = [slug for slug in known if name in (slug, slug[3:]) or (name.isdigit() and int(name) == int(slug[:2]))]
-    found = exact or [slug for slug in known if name and (slug.startswith(name) or slug[3:].startswith(name))]
+    found = called(name, known)
     if len(found) == 1:
         return found[0]
     problem = "fits more than one homework" if found else "is the name of no homework here"

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from course.chapters import CourseError, find_course
 from course.files import write_atomic
-from course.homework.sources import load, slugs
 from course.site import families
 from course.site.evidence import read_ledger
 from course.site.vendor import vendor
@@ -68,11 +67,10 @@ def build(root: Path | None = None, *, force: bool = False) -> Path:
     check_evidence(root)
     if (root / families.FILE).is_file():
         families.read(root)
-    for slug in slugs(root / "homework"):
-        load(root / "homework" / slug)
     if not force and is_current(root):
         print("The site is up to date.", flush=True)
         return site_folder(root)
+    check_homework(root)
     print("Building the site (Jupyter Book, about half a minute) …", flush=True)
     before = fingerprint(root)
     (root / "book" / "_build").mkdir(exist_ok=True)
@@ -106,6 +104,14 @@ def check_evidence(root: Path) -> None:
         print(f"Draft of the site: {len(problems)} gaps in the evidence\n  {listing}", flush=True)
         return
     raise CourseError(f"site: the evidence has {len(problems)} gaps:\n  {listing}")
+
+
+def check_homework(root: Path) -> None:
+    """Stops on a homework that breaks a rule, before anything slow begins."""
+    from course.homework.sources import load, slugs  # they import torch, which a site that is up to date does not need
+
+    for slug in slugs(root / "homework"):
+        load(root / "homework" / slug)
 
 
 def run_jupyter_book(root: Path, work: Path) -> None:
