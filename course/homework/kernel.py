@@ -86,13 +86,15 @@ class Kernel:
 
     Attributes:
         lost: why there is no kernel any more; None while there is one.
-        flags: what a person should look at: forged and malformed messages. That the kernel was lost is not among them.
+        flags: what a person should look at: forged and malformed messages. That the kernel was lost is not among them,
+            nor what is malformed after an interrupt, which can cut an honest message in two.
     """
 
     def __init__(self, parent: Parent, *, limits: Limits, files: dict[str, bytes]):
         self._parent, self._limits, self._files = parent, limits, files
         self._lock = threading.Lock()
         self._seen: dict[str, set[str]] = {}  # what was received about each cell asked so far
+        self._interrupted = False
         self._watchdog: Watchdog | None = None
         self.lost: str | None = None
         self.flags: list[Flag] = []
@@ -171,6 +173,7 @@ class Kernel:
             if now > end:
                 cell.interrupted = True
                 end = now + self._limits.grace_seconds
+                self._interrupted = True
                 self._sandbox.interrupt()
             patience = min(end, heard + quiet) if cell.reply else end
             ready = {descriptor for descriptor, _ in poll.poll(max(1, 1000 * (patience - now)))}
@@ -198,7 +201,8 @@ class Kernel:
             try:
                 self._understand(wire, message, cell)
             except (Exception, RecursionError) as error:
-                self._flag("malformed message", f"{type(error).__name__}: {error}")
+                if not self._interrupted:
+                    self._flag("malformed message", f"{type(error).__name__}: {error}")
         if self._shell.received + self._iopub.received > self._limits.output_mb * MEGABYTE:
             raise WireError(f"more than {self._limits.output_mb:,} MB of output")
 

@@ -180,10 +180,17 @@ def _uids() -> list[int] | None:
     """For the superuser: the users among which each sandbox gets one of its own, as the first and the count."""
     if os.geteuid() != 0:
         return None
-    mapped = [[int(word) for word in line.split()] for line in Path("/proc/self/uid_map").read_text().splitlines()]
-    most = max(first + count for first, _, count in mapped)
+    most = max(first + count for first, _, count in _uid_map())
     first, count = (2_000_000, 1 << 22) if most > 7_000_000 else (60_000, 5_000)  # a pid has 22 bits
     return [first, count]
+
+
+def _uid_map(system: Path = Path("/")) -> list[list[int]]:
+    """The users of this user namespace, in ranges: the first one, who that is outside, and how many."""
+    with contextlib.suppress(OSError):
+        lines = (system / "proc/self/uid_map").read_text().splitlines()
+        return [[int(word) for word in line.split()] for line in lines]
+    return []
 
 
 # ---------------------------------------------------------------------- one sandbox
@@ -500,6 +507,8 @@ def remedy(system: Path = Path("/")) -> str:
         except OSError:
             return ""
 
+    if os.geteuid() != 0 and any(outside == 0 for _, outside, _ in _uid_map(system)):
+        return "run as another user: this one is the superuser under another name, for whom no such limit is kept"
     if setting("user/max_user_namespaces") == "0":
         return "sudo sysctl user.max_user_namespaces=10000"
     if setting("kernel/unprivileged_userns_clone") == "0":
@@ -509,4 +518,4 @@ def remedy(system: Path = Path("/")) -> str:
         return f"start the container with {options}"
     if setting("kernel/apparmor_restrict_unprivileged_userns") == "1":
         return "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0 (or an AppArmor profile that allows bwrap)"
-    return f"update bubblewrap to 0.8 or newer ({INSTALL}) and run on Linux 5.8 or newer"
+    return f"update bubblewrap to 0.8 or newer ({INSTALL}) and run on Linux 5.14 or newer"

@@ -288,6 +288,7 @@ def _become(request: dict, channel: socket.socket) -> None:
     order = _receive(channel)
     for name, most in request["limits"].items():
         resource.setrlimit(getattr(resource, name), (most, most))
+    _refuse_uncounted()
     os.environ.clear()
     os.environ.update(order["environment"])
     os.makedirs(WORK, exist_ok=True)
@@ -304,6 +305,22 @@ def _become(request: dict, channel: socket.socket) -> None:
     channel.close()
     gc.enable()
     app.start()
+
+
+def _refuse_uncounted() -> None:
+    """Goes on only where the system keeps this user's limit of processes: it never does for its superuser, who may be
+    called otherwise in a user namespace. A fork bomb outruns whoever counts from outside."""
+    _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, most))
+    try:
+        child = os.fork()
+    except BlockingIOError:
+        resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
+        return
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    raise PermissionError("the system does not limit this user's processes")
 
 
 def _receive(channel: socket.socket) -> dict:

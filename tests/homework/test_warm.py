@@ -3,10 +3,12 @@
 import json
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -375,13 +377,54 @@ def test_no_file_is_left_on_the_machine(tmp_path, monkeypatch):
 
 
 FEWER = "endless_loop or left_running or summed or forks or bomb or figure"
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="no superuser: all tests here ran without privileges already")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="not the superuser: all tests here ran without privileges already")
-@pytest.mark.parametrize(("file", "which"), [("test_warm.py", "not without_privileges"), ("test_kernel.py", FEWER)])
+@root_only
+@pytest.mark.parametrize(("file", "which"), [("test_warm.py", "not privileges"), ("test_kernel.py", FEWER)])
 def test_all_of_this_holds_without_privileges(file, which):
-    """The same tests in a user namespace without any capability: what a plain user of the machine has."""
-    command = ["unshare", "-U", "--map-user=1000", "--map-group=1000", sys.executable, "-m", "pytest", "-q"]
-    command += ["-p", "no:cacheprovider", str(Path(__file__).with_name(file)), "-k", which]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"CI": "1"})
-    assert done.returncode == 0, done.stdout[-3000:]
+    """The same tests run by a plain user of the machine."""
+    tests = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).with_name(file)), "-k", which]
+    done = as_a_plain_user([sys.executable, *tests])
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout
+
+
+@root_only
+def test_a_superuser_without_privileges_is_refused():
+    """In a user namespace he may have another name, but the system limits his processes no more than before."""
+    source = "from course.homework.sandbox import refusal; print(refusal())"
+    disguise = ["unshare", "-U", "--map-user=1000", "--map-group=1000"]
+    done = subprocess.run([*disguise, sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True)
+    assert "does not limit this user's processes" in done.stdout
+    assert "remedy: run as another user" in done.stdout
+
+
+def as_a_plain_user(command: list[str]) -> subprocess.CompletedProcess:
+    """Runs `command` as a user without any privilege, who may yet read the checkout and Python.
+
+    Where they lie in a folder that is closed to others (a temporary one, the superuser's home), he sees, in mounts of
+    his own, that folder with nothing in it but them.
+    """
+    user, closed = 60_001, {}
+    for path in (ROOT, Path(sys.base_prefix)):
+        above = [folder for folder in reversed(path.parents) if not folder.stat().st_mode & 0o001]
+        if above:
+            closed.setdefault(above[0], []).append(path)
+    lines = ["set -e"]
+    for folder, paths in closed.items():
+        lines.append("mount -t tmpfs -o mode=755 none /mnt")
+        for path in paths:
+            place = shlex.quote(f"/mnt/{path.relative_to(folder)}")
+            lines.append(f"mkdir -p {place}; mount --bind {shlex.quote(str(path))} {place}")
+        lines.append(f"mount --move /mnt {shlex.quote(str(folder))}")
+    drop = f"setpriv --reuid {user} --regid {user} --clear-groups --inh-caps=-all --bounding-set=-all"
+    lines += [f"cd {shlex.quote(str(ROOT))}", f'exec {drop} "$@"']
+    with tempfile.TemporaryDirectory(dir="/tmp") as home:
+        os.chown(home, user, user)
+        return subprocess.run(
+            ["unshare", "--mount", "sh", "-c", "\n".join(lines), "sh", *command],
+            env=os.environ | {"CI": "1", "HOME": home, "TMPDIR": home},
+            capture_output=True,
+            text=True,
+        )
