@@ -180,7 +180,7 @@ def _measured() -> Iterator[_Peak]:
     peak, stop, me = _Peak(), threading.Event(), psutil.Process()
 
     def watch() -> None:
-        while not stop.wait(0.25):
+        while not stop.wait(1):  # a look costs a tenth of a second
             total = 0
             for process in me.children(recursive=True):
                 try:

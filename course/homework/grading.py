@@ -9,10 +9,11 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dask
 import nbformat
@@ -20,14 +21,16 @@ from distributed import Client, LocalCluster, Security, Worker, WorkerPlugin, as
 
 from course.chapters import CourseError
 from course.files import write_atomic
-from course.homework import judging, submissions
+from course.homework import submissions
 from course.homework.folder import TeachingFolder
-from course.homework.judging import IMPORTS, Paper
 from course.homework.kernel import WarmParent
 from course.homework.releasing import Release
 from course.homework.results import Flag, Result
 from course.homework.sandbox import Limits, refusal
 from course.homework.sources import Assignment, load
+
+if TYPE_CHECKING:  # at run time on the workers only, for it needs torch
+    from course.homework.judging import Paper
 
 GRADER = "2"  # raise it when the judge changes what it says of the same submission
 
@@ -41,8 +44,10 @@ class Order:
     variant: int = 0
     limits: Limits | None = None
 
-    def paper(self) -> Paper:
+    def paper(self) -> "Paper":
         """What the judge must know."""
+        from course.homework import judging
+
         return judging.paper(self.assignment, self.secret, self.variant, self.limits)
 
 
@@ -63,17 +68,34 @@ class Desk(WorkerPlugin):
     name = "desk"
 
     def setup(self, worker: Worker) -> None:
-        """Starts the parent."""
-        self.parent = WarmParent(imports=IMPORTS)
-        self.parent.__enter__()
+        """Starts the parent, which imports beside the worker's own imports and the papers."""
+        self._parent = ThreadPoolExecutor(1, "warm-parent").submit(_warm_parent)
+
+    @property
+    def parent(self) -> WarmParent:
+        """The parent, once it is warm.
+
+        Raises:
+            CourseError: It cannot import what homework needs.
+        """
+        return self._parent.result()
 
     def teardown(self, worker: Worker) -> None:
         """Ends it, and with it every sandbox."""
-        self.parent.__exit__(None, None, None)
+        with suppress(CourseError):
+            self.parent.__exit__(None, None, None)
 
 
-def grade_one(paper: Paper, task: Task) -> Result:
+def _warm_parent() -> WarmParent:
+    from course.homework.judging import IMPORTS
+
+    return WarmParent(imports=IMPORTS).__enter__()
+
+
+def grade_one(paper: "Paper", task: Task) -> Result:
     """Judges one submission on a worker; whatever goes wrong is a flag, never an exception."""
+    from course.homework import judging
+
     try:
         parent = get_worker().plugins[Desk.name].parent
         notebook = nbformat.reads(task.notebook, as_version=4)

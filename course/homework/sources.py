@@ -26,17 +26,19 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jupytext
-import torch
 import yaml
 from nbformat import NotebookNode
 
-from companion.exercises import Exercise
-from companion.exercises.homework import PUBLIC_SEED, exercise
 from course.chapters import SLUG, CourseError, called
 from course.notebooks import CELL_NAME
+
+if TYPE_CHECKING:  # at run time where it is needed: reading an assignment must not wait for torch
+    import torch
+
+    from companion.exercises import Exercise
 
 LEAST_WRONG, LEAST_RIGHT = 6, 2
 FRONT_MATTER = {"chapter": str, "minutes": (int, float), "goals": list}
@@ -119,8 +121,9 @@ class Problem:
         """Whether a person grades it."""
         return not self.tests
 
-    def exercise(self, test: Test, variant: dict[str, Any]) -> Exercise:
+    def exercise(self, test: Test, variant: dict[str, Any]) -> "Exercise":
         """The `Exercise` of one of its tests: right and wrong answers as functions of a generator."""
+        from companion.exercises.homework import exercise
 
         return exercise(
             self.runner(self.solution, test, variant),
@@ -129,7 +132,7 @@ class Problem:
             **test.settings,
         )
 
-    def runner(self, answer: str, test: Test, variant: dict[str, Any]) -> Callable[[torch.Generator], Any]:
+    def runner(self, answer: str, test: Test, variant: dict[str, Any]) -> "Callable[[torch.Generator], Any]":
         """An author's answer as the function of a generator that `test` makes of it."""
 
         def probe(generator):
@@ -437,5 +440,7 @@ def _missing(assignment: Assignment, answers: dict[str, list[Part]]) -> list[str
 
 def hidden_seed(secret: str, test: str) -> int:
     """The seed of the inputs that decide the points; never the public one."""
+    from companion.exercises.homework import PUBLIC_SEED
+
     digest = hashlib.sha256(f"{secret}/{test}".encode()).digest()
     return PUBLIC_SEED + 1 + int.from_bytes(digest[:4], "big") % (2**31 - 2)

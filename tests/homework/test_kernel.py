@@ -67,6 +67,11 @@ def test_a_cell_answers_with_its_value_and_its_streams(kernel):
     assert outcome.outputs[-1]["data"] == {"text/plain": "42"}
     assert outcome.seconds > 0
     assert kernel.flags == []
+
+
+def test_memory_is_measured_however_short_it_ran(warm_parent):
+    with warm_parent.kernel(limits=SMALL) as kernel:
+        pass
     assert kernel.peak_mb > 10
 
 
