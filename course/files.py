@@ -1,8 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and archives that depend on their files alone."""
 
+import io
 import os
 import shutil
+import stat
 import tempfile
+import zipfile
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 
@@ -31,6 +35,22 @@ def write_atomic(path: Path, content: str | bytes) -> bool:
 def contents(folder: Path) -> dict[str, bytes]:
     """Returns the files under `folder` by relative path; empty where there is no such folder."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def zipped(files: Mapping[str, bytes], *, programs: Collection[str] = ()) -> bytes:
+    """A zip archive of `files` by their names; equal files give equal bytes, whatever the time and the order.
+
+    Args:
+        programs: names of those that can be executed once unpacked.
+    """
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.create_system = 3  # Unix, on every system
+            entry.external_attr = (stat.S_IFREG | (0o755 if name in programs else 0o644)) << 16
+            archive.writestr(entry, files[name], zipfile.ZIP_DEFLATED)
+    return made.getvalue()
 
 
 def replace_folder(source: Path, target: Path) -> list[str]:

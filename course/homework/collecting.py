@@ -19,7 +19,6 @@ import os
 import re
 import stat
 import unicodedata
-import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ import yaml
 from nbformat import NotebookNode
 
 from course.chapters import CourseError
+from course.files import zipped
 from course.homework.archives import (
     MIB,
     MOST_DEPTH,
@@ -137,13 +137,7 @@ def pack(folder: Path, slug: str) -> bytes:
         "release": submission.homework.get("release", ""),
         "sha256": hashlib.sha256(raw).hexdigest(),
     }
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:  # stored: compressed bytes depend on the version of zlib
-        for name, data in ((path.name, raw), (MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")):
-            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            info.create_system, info.external_attr = 3, (stat.S_IFREG | 0o644) << 16
-            archive.writestr(info, data)
-    return buffer.getvalue()
+    return zipped({path.name: raw, MANIFEST: json.dumps(manifest, indent=1).encode() + b"\n"})
 
 
 # ---------------------------------------------------------------------- files and folders, on disk and in archives

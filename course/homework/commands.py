@@ -270,6 +270,9 @@ def _review(arguments: argparse.Namespace) -> int:
     from course.homework.review import start
 
     _, folder = _places(arguments)
+    for slug in _all_released(folder):
+        with _book(folder, slug) as book:
+            book.settle(slug)
     start(
         folder.root,
         folder.database,

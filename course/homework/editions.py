@@ -5,9 +5,7 @@ the hidden tests.
 """
 
 import hashlib
-import io
 import json
-import zipfile
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +15,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from course.chapters import CourseError
+from course.files import zipped
 from course.homework.sources import Assignment, Problem
 
 PACKAGE = "generative-modelling-course"
@@ -49,7 +48,7 @@ class Edition:
     @property
     def archive(self) -> bytes:
         """A zip of one folder; equal editions give equal bytes."""
-        return pack({f"{self.slug}/{name}": data for name, data in self.files.items()})
+        return zipped({f"{self.slug}/{name}": data for name, data in self.files.items()})
 
     @property
     def digest(self) -> str:
@@ -60,17 +59,6 @@ class Edition:
 def notebook_text(notebook: NotebookNode) -> str:
     """A notebook as its file holds it."""
     return nbformat.writes(notebook) + "\n"
-
-
-def pack(files: dict[str, bytes]) -> bytes:
-    """A zip archive whose bytes depend on the files alone."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in sorted(files.items()):
-            member = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-            member.external_attr = 0o644 << 16
-            archive.writestr(member, data, zipfile.ZIP_DEFLATED)
-    return buffer.getvalue()
 
 
 def edition(assignment: Assignment, variant: int = 0) -> Edition:

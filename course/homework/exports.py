@@ -28,14 +28,13 @@ import json
 import math
 import re
 import unicodedata
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 from course.chapters import CourseError
-from course.files import write_atomic
+from course.files import write_atomic, zipped
 from course.homework.gradebook import Row
 from course.homework.roster import Roster, Student
 
@@ -219,7 +218,8 @@ def gradescope(
         index.update(dict.fromkeys(keys, len(entries)))
         entries.append(_gradescope_result(row))
     results = json.dumps({"students": index, "results": entries}, indent=1, ensure_ascii=False)
-    data = _archive({"setup.sh": SETUP, "run_autograder": RUN_AUTOGRADER, "results.json": results})
+    programs = {"setup.sh": SETUP.encode(), "run_autograder": RUN_AUTOGRADER.encode()}
+    data = zipped({**programs, "results.json": results.encode()}, programs=programs)
     return Export(f"{slug}-gradescope.zip", data, tuple(left_out))
 
 
@@ -367,14 +367,3 @@ def _gradescope_result(row: Row) -> dict:
         {"name": p.name, "score": float(number(p.earned)), "max_score": float(number(p.points))} for p in row.problems
     ]
     return {"score": float(number(row.total)), "output": summary(row), "visibility": "after_published", "tests": tests}
-
-
-def _archive(files: Mapping[str, str]) -> bytes:
-    """The same bytes for the same files, whatever the time."""
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, words in files.items():
-            entry = zipfile.ZipInfo(name)
-            entry.external_attr = (0o644 if name.endswith(".json") else 0o755) << 16
-            archive.writestr(entry, words, zipfile.ZIP_DEFLATED)
-    return made.getvalue()

@@ -100,7 +100,6 @@ class Problem:
         tests: the public check first; none where `written`.
         rubric: how a person grades it; only where `written`.
         mistakes: the listed mistakes that it asks about, such as `E12`.
-        text: what the student reads before the answer cell.
     """
 
     name: str
@@ -114,7 +113,6 @@ class Problem:
     tests: tuple[Test, ...] = ()
     rubric: str = ""
     mistakes: tuple[str, ...] = ()
-    text: str = ""
 
     @property
     def written(self) -> bool:
@@ -280,7 +278,7 @@ def _variants(block: dict[str, Any], problems: list[str]) -> tuple[dict[str, Any
 def _problems(notebook: NotebookNode, answers: dict[str, list[Part]], problems: list[str]) -> list[Problem]:
     """Walks the public notebook, problem by problem."""
     found: list[Problem] = []
-    heading, text, given, names = None, "", [], set()
+    heading, given, names = None, [], set()
     for cell in notebook.cells:
         name, tags = cell.metadata.get("name"), set(cell.metadata.get("tags", []))
         if cell.cell_type == "code" or "written" in tags:
@@ -296,9 +294,7 @@ def _problems(notebook: NotebookNode, answers: dict[str, list[Part]], problems: 
                     f"{name}: received no heading of its own; rule: `## N. Title (P points)` before each problem"
                 )
                 continue
-            problem = Problem(
-                name, heading["title"], float(heading["points"]), cell.source, "\n".join(given), text=text
-            )
+            problem = Problem(name, heading["title"], float(heading["points"]), cell.source, "\n".join(given))
             found.append(_with_answers(problem, answers.get(name, []), cell, problems))
             heading = None
         elif "check" in tags:
@@ -310,9 +306,7 @@ def _problems(notebook: NotebookNode, answers: dict[str, list[Part]], problems: 
         elif cell.cell_type == "code":
             given.append(cell.source)
         else:
-            if matched := HEADING.search(cell.source):
-                heading, text = matched, ""
-            text += cell.source + "\n\n"
+            heading = HEADING.search(cell.source) or heading
     return found
 
 

@@ -1,10 +1,12 @@
 """Files are written whole or not at all."""
 
+import io
 import os
+import zipfile
 
 import pytest
 
-from course.files import replace_folder, write_atomic
+from course.files import replace_folder, write_atomic, zipped
 
 
 def test_a_file_is_written_and_an_equal_one_left_alone(tmp_path):
@@ -45,3 +47,14 @@ def test_a_folder_is_replaced_as_a_whole_and_the_changed_files_are_told(tmp_path
     ]
     assert replace_folder(source, target) == []
     assert sorted(os.listdir(tmp_path)) == ["source", "target"]
+
+
+def test_an_archive_depends_on_its_files_alone():
+    files = {"b/run": b"#!/bin/sh\n", "a.txt": "Ж".encode()}
+    data = zipped(files, programs={"b/run"})
+    assert zipped(dict(reversed(files.items())), programs=["b/run"]) == data
+    assert zipped(files) != data
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert {entry.filename: archive.read(entry) for entry in archive.infolist()} == files
+        modes = {entry.filename: oct(entry.external_attr >> 16) for entry in archive.infolist()}
+    assert modes == {"a.txt": "0o100644", "b/run": "0o100755"}

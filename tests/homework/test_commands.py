@@ -8,6 +8,7 @@ import pytest
 
 from course.cli import build_parser, main
 from course.files import contents
+from course.homework import review
 from course.homework.editions import blank
 from course.homework.proving import Answer, filled
 from course.homework.sandbox import refusal
@@ -86,7 +87,9 @@ def test_the_list_of_subcommands_is_complete(capsys):
 
 
 @sandboxed
-def test_from_the_first_release_to_pages_and_scores(teaching, capsys):
+def test_from_the_first_release_to_pages_and_scores(teaching, monkeypatch, capsys):
+    from nbgrader.api import Gradebook
+
     assert call("release", "1", "--same-for-all") == 0
     hand_in(teaching, "ada", SOLVED)
     hand_in(teaching, "bob", SOLVED | {"draw-it": "import os\nos._exit(0)", "explain": ""})
@@ -120,6 +123,10 @@ def test_from_the_first_release_to_pages_and_scores(teaching, capsys):
     (teaching.root / "homework.toml").write_text(later, encoding="utf-8")
     assert call("export", "1", "--partial") == 0
     assert float(exported(teaching)["bob"]["total"]) == pytest.approx(4 * 0.9)  # of what was set last
+    monkeypatch.setattr(review, "start", lambda *arguments, **options: None)
+    assert call("review") == 0
+    with Gradebook(teaching.database) as page:  # and so it stands on nbgrader's page
+        assert page.find_submission(toy.SLUG, "bob").late_submission_penalty == pytest.approx(4 * 0.1)
     (teaching.root / "homework.toml").write_text(DUE, encoding="utf-8")
 
     capsys.readouterr()

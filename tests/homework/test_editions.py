@@ -60,7 +60,7 @@ def test_equal_sources_give_equal_bytes_and_each_variant_its_own(assignment, tmp
 def test_the_archive_holds_one_folder_with_readable_files(assignment):
     archive = zipfile.ZipFile(io.BytesIO(edition(assignment).archive))
     assert archive.namelist() == ["01-toys/01-toys.checks.json", "01-toys/01-toys.ipynb"]
-    assert {member.external_attr >> 16 for member in archive.infolist()} == {0o644}
+    assert {member.external_attr >> 16 for member in archive.infolist()} == {0o100644}
 
 
 @pytest.fixture

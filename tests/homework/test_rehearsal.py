@@ -42,6 +42,15 @@ def test_a_statistic_that_the_public_values_give_away_is_refused(tmp_path):
     assert any("the law's parameters too" in text for text in rehearsed(tmp_path, *fixed))
 
 
+def test_a_hidden_test_that_asks_the_same_of_everybody_is_refused(tmp_path):
+    fixed = ("scaled(torch.rand(2, 3, generator=generator) + 1)", "scaled(torch.ones(2, 3))")
+    assert rehearsed(tmp_path, *fixed) == [
+        f"scale-it (variant {k}): scale-it-hidden: the values of another secret pass; "
+        "rule: let the generator draw what is asked"
+        for k in (0, 1)
+    ]
+
+
 def test_too_many_public_values_are_refused(tmp_path):
     large = ("torch.randn(5, generator=generator)", "torch.randn(5000, generator=generator)", "assignment")
     assert any("the public values take" in text for text in rehearsed(tmp_path, *large))
