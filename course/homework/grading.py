@@ -176,7 +176,7 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     if scheduler:
         try:
             client = Client(scheduler, timeout=20)
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise CourseError(f"grade: received --scheduler {scheduler}, which does not answer ({error})") from error
         with client:
             yield client

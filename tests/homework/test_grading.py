@@ -118,10 +118,11 @@ def test_an_unknown_student_is_named(collected):
         grading.tasks(collected, read_release(collected, toy.SLUG), ["ada", "eve"])
 
 
-def test_a_cluster_that_does_not_answer_is_one_message(assignment, monkeypatch):
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "tls://127.0.0.1:9", "foo://bar"])
+def test_a_cluster_that_does_not_answer_is_one_message(assignment, address):
     tasks = [grading.Task("ada", 0, notebook(assignment), (), "key")]
-    with pytest.raises(CourseError, match="received --scheduler tcp://127.0.0.1:9, which does not answer"):
-        tuple(grading.run([grading.Order(assignment, "a secret")], tasks, scheduler="tcp://127.0.0.1:9"))
+    with pytest.raises(CourseError, match=f"received --scheduler {address}, which does not answer"):
+        tuple(grading.run([grading.Order(assignment, "a secret")], tasks, scheduler=address))
 
 
 def test_without_a_sandbox_nothing_is_run(assignment, monkeypatch):
