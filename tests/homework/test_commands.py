@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -84,6 +86,14 @@ def test_the_list_of_subcommands_is_complete(capsys):
     assert call() == 0
     listed = capsys.readouterr().out
     assert [name for name in SUBCOMMANDS if f"    {name} " not in listed] == []
+
+
+@pytest.mark.parametrize("name", ["submissions", "grading", "gradebook", "exports", "releasing"])
+def test_what_commands_wait_for_at_the_start_is_small(name):
+    """Neither torch nor a grammar of addresses (jsonschema's), each of which takes longer than all the rest."""
+    source = f"import sys, course.homework.{name}; print({{'torch', 'lark'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 @sandboxed
