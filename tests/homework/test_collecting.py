@@ -236,6 +236,11 @@ def test_the_notebook_is_picked_by_name_then_alone_then_by_fit(tmp_path):
     ]
 
 
+def test_of_notebooks_that_fit_equally_the_last_by_number_counts(tmp_path):
+    arrival = one(tmp_path, {f"ada/version {n}.ipynb": work(str(n)) for n in (2, 10, 9)}, released=release())
+    assert arrival.notebook == work("10")
+
+
 def test_without_slug_in_the_metadata_the_cells_of_the_release_decide(tmp_path):
     bare = edited(lambda notebook: notebook.metadata.clear())
     other = raw(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("x") for _ in range(50)]))
