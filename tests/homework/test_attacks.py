@@ -117,6 +117,15 @@ ATTACKS = {
         ONLY_FIRST,
         "tampering",
     ),
+    "every error is called another": Attack(
+        "from IPython.core.interactiveshell import ExecutionResult\n"
+        "ExecutionResult.error_in_exec = property(\n"
+        "    lambda self: ValueError('no') if vars(self).get('error') else None,\n"
+        "    lambda self, error: vars(self).update(error=error))\n"
+        "def draw(mean, n, generator): return mean + torch.randn(n, generator=generator)",
+        ONLY_FIRST,
+        "tampering",
+    ),
     "builtins are patched to agree": Attack(
         "import builtins\nbuiltins.abs = lambda x: 0\nbuiltins.all = lambda x: True\nbuiltins.float = lambda x: 0.0\n"
         "torch.allclose = lambda *a, **k: True\ndef draw(mean, n, generator): return mean.repeat(n)",
@@ -389,6 +398,13 @@ def test_hidden_inputs_do_not_leave_through_outputs(judged, assignment):
     result = judged(seen)
     tests = {cell["id"]: cell for cell in result.notebook["cells"] if cell["id"].endswith(("-check", "-hidden"))}
     assert [name for name, cell in tests.items() if cell["outputs"]] == []
+
+
+def test_outputs_that_tests_came_with_are_not_kept(assignment, warm):
+    released = blank(assignment)
+    cell(released, "draw-it-check").outputs = [nbformat.v4.new_output("stream", text="Right.")]
+    result = grade(paper(assignment, "a secret", limits=LIMITS), released, "student", warm)
+    assert cell(result.notebook, "draw-it-check")["outputs"] == []
 
 
 def cell(notebook, name):
