@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -181,16 +182,17 @@ def _encode(output: Any, depth: int = 0) -> dict:
     if isinstance(output, list | tuple) and not _is_flat(output):
         return {"kind": "list", "data": [_encode(value, depth + 1) for value in output[:MOST_ITEMS]]}
     if isinstance(output, list | tuple):
-        output = [value.item() if isinstance(value, Tensor) else value for value in output[: MOST_VALUES + 1]]
+        output = [value if isinstance(value, Number) else value.item() for value in output[: MOST_VALUES + 1]]
     if isinstance(output, Tensor | Number | list) or hasattr(output, "__array__"):
         return _encode_tensor(torch.as_tensor(output))
     return {"kind": "other", "data": f"an object of type {type(output).__name__}"}
 
 
 def _is_flat(items: list | tuple) -> bool:
-    """Numbers only (a tensor of one value without dimensions is a number)."""
+    """Numbers only (a tensor or an array of one value without dimensions is a number)."""
     return len(items) > 0 and all(
-        isinstance(item, Number) or (isinstance(item, Tensor) and item.ndim == 0) for item in items[: MOST_VALUES + 1]
+        isinstance(item, Number) or (isinstance(item, Tensor | np.ndarray) and item.ndim == 0)
+        for item in items[: MOST_VALUES + 1]
     )
 
 
@@ -314,14 +316,17 @@ def _tensor_difference(got: _Value, right: _Value) -> str:
     if pattern:
         return pattern + hint
     gap = (got.data - right.data).abs().nan_to_num(nan=math.inf)
-    return f"{_element(got.data, gap)}, expected {right.data.flatten()[gap.argmax()].item():.4f}{hint}"
+    x, y = got.data.flatten()[gap.argmax()].item(), right.data.flatten()[gap.argmax()].item()
+    digits = next((digits for digits in range(4, 12) if f"{x:.{digits}f}" != f"{y:.{digits}f}"), 12)
+    return f"{_element(got.data, gap, digits)}, expected {y:.{digits}f}{hint}"
 
 
-def _element(x: Tensor, score: Tensor) -> str:
+def _element(x: Tensor, score: Tensor, digits: int = 4) -> str:
     """Names the element of `x` that has the largest score."""
     where = int(score.argmax())
     index = ", ".join(str(int(i)) for i in torch.unravel_index(torch.tensor(where), x.shape))
-    return f"value [{index}] is {x.flatten()[where].item():.4f}" if index else f"the value is {x.item():.4f}"
+    value = f"{x.flatten()[where].item():.{digits}f}"
+    return f"value [{index}] is {value}" if index else f"the value is {value}"
 
 
 def _pattern(got: Tensor, right: Tensor) -> str:

@@ -128,10 +128,10 @@ def _get(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from course.homework.students import check, locate, pack_submission
+    from course.homework.students import CELL_SECONDS, check, locate, pack_submission
 
     notebook = locate(find_course().workspace, arguments.homework)
-    print(f"running {notebook.name} from the top …", flush=True)
+    print(f"running {notebook.name} from the top (at most {CELL_SECONDS} s a cell) …", flush=True)
     reports, flags = check(notebook)
     width = max((len(report.problem) for report in reports), default=0)
     for report in reports:

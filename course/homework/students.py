@@ -14,7 +14,6 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from companion.exercises.homework import RETURNED_NONE
 from course.chapters import CourseError
 from course.files import write_atomic
 from course.homework.collecting import pack, transplant
@@ -25,7 +24,7 @@ from course.homework.sources import choose, find, load, slugs
 from course.workspace import Update, read, update_copy
 
 LARGEST_EDITION = 20 * 2**20
-UNANSWERED = ("Not answered yet", RETURNED_NONE[:16])
+CELL_SECONDS = 120  # four times what the grader gives, for slow machines
 
 
 def get(folder: TeachingFolder, name: str, workspace: Path, given: Path | None = None) -> tuple[Update, Path]:
@@ -96,31 +95,53 @@ class Checked:
         return self.message.startswith(("Not", "Error"))
 
 
-def check(notebook: Path, seconds: float = 600) -> tuple[list[Checked], list[Flag]]:
+def check(notebook: Path, seconds: float = CELL_SECONDS) -> tuple[list[Checked], list[Flag]]:
     """Runs the student's notebook afresh, in this machine's own kernel, and returns what each instant check says.
 
-    The second part says what collecting will notice: cells that are missing, edited, or the student's own.
+    The second part says what else to look at: cells that stopped with an error, and what collecting will notice, cells
+    that are missing, edited, or the student's own.
+
+    Args:
+        seconds: that one cell may take.
 
     Raises:
         CourseError: The notebook cannot be read or run.
     """
-    mine = read(notebook)
-    tests = [cell for cell in mine.cells if (cell.metadata.get("nbgrader") or {}).get("grade")]
+    mine, base = read(notebook), _base(notebook)
+    handed_out = {_name(cell): cell.source.strip() for cell in base.cells} if base else {}
     _execute(mine, notebook.parent, seconds)
+    stopped = {_name(cell): error for cell in mine.cells if (error := _error(cell))}
     reports = []
-    for cell in tests:
-        name = cell.metadata["nbgrader"]["grade_id"]
+    for cell in mine.cells:
+        name = _name(cell)
+        if not (cell.metadata.get("nbgrader") or {}).get("grade"):
+            continue
         if cell.cell_type != "code":
-            reports.append(Checked(name, "Written: a person reads it."))
+            empty = cell.source.strip() in ("", handed_out.get(name))
+            said = "Not answered yet: there is nothing to read." if empty else "Written: a person reads it."
+            reports.append(Checked(name, said))
         elif name.endswith("-check"):
-            reports.append(Checked(name.removesuffix("-check"), _said(cell)))
-    return reports, _noticed(notebook)
+            problem = name.removesuffix("-check")
+            error = stopped.pop(problem, "")
+            stopped.pop(name, "")
+            reports.append(Checked(problem, f"Not yet: your answer stopped with {error}" if error else _said(cell)))
+    flags = [Flag("stopped with an error", name, error) for name, error in stopped.items()]
+    noticed = transplant(base, notebook.read_bytes())[1] if base else ()
+    return reports, [*flags, *noticed]
+
+
+def _name(cell: NotebookNode) -> str:
+    return (cell.metadata.get("nbgrader") or {}).get("grade_id", cell.get("id", ""))
+
+
+def _error(cell: NotebookNode) -> str:
+    outputs = cell.get("outputs", ())
+    return next((f"{output.ename}: {output.evalue}" for output in outputs if output.output_type == "error"), "")
 
 
 def _said(cell: NotebookNode) -> str:
-    for output in cell.outputs:
-        if output.output_type == "error":
-            return f"Error: {output.ename}: {output.evalue}"
+    if error := _error(cell):
+        return f"Error: {error}"
     text = "".join(output.text for output in cell.outputs if output.output_type == "stream" and output.name == "stdout")
     return text.strip().rpartition("\n")[2] or "Not checked: the cell printed nothing."
 
@@ -143,12 +164,10 @@ def _execute(notebook: NotebookNode, folder: Path, seconds: float) -> None:
         raise CourseError(f"homework check: your notebook stopped: {reason}; nothing was packed") from error
 
 
-def _noticed(notebook: Path) -> list[Flag]:
-    """What collecting would flag, by the edition that the copy was made from."""
+def _base(notebook: Path) -> NotebookNode | None:
+    """The edition that the student's copy was made from."""
     base = notebook.parent / ".base" / notebook.name
-    if not base.is_file():
-        return []
-    return list(transplant(read(base), notebook.read_bytes())[1])
+    return read(base) if base.is_file() else None
 
 
 def pack_submission(notebook: Path) -> Path:

@@ -1,6 +1,7 @@
 """The mechanism: what an answer returns is compared, whatever it returns."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -219,6 +220,20 @@ def test_an_answer_that_draws_its_own_noise_is_repeatable_and_leaves_the_global_
     before = torch.random.get_rng_state()
     assert square.values(torch.rand_like) == square.values(torch.rand_like)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_numbers_that_differ_late_are_shown_with_more_digits():
+    fine = Exercise(inputs=lambda generator: (torch.rand(8, generator=generator).double(),), right=torch.square, atol=0)
+    shown = fine.check(lambda x: x**2 + 1e-5 * torch.eye(8)[0]).message
+    got, expected = re.search(r"is (-?[\d.]+), expected (-?[\d.]+)", shown).groups()
+    assert got != expected
+    assert float(got) - float(expected) == pytest.approx(1e-5, rel=0.1)
+
+
+def test_numbers_of_numpy_without_dimensions_are_numbers():
+    two = Exercise(inputs=lambda generator: (torch.rand(2, generator=generator),), right=lambda x: [x[0], x[1]])
+    for answer in (lambda x: tuple(x.numpy()), lambda x: [np.asarray(x[0]), np.asarray(x[1])], lambda x: x):
+        assert verdict(two.values(answer), two.record()).passed
 
 
 def test_check_prints_the_verdict(capsys):

@@ -11,7 +11,7 @@ from course.homework.editions import blank, edition
 from course.homework.proving import Answer, filled
 from course.homework.releasing import release
 from course.homework.sources import load
-from course.homework.students import check, get, locate, pack_submission
+from course.homework.students import Checked, check, get, locate, pack_submission
 from tests.homework import toy
 
 
@@ -98,8 +98,38 @@ def test_check_runs_afresh_and_says_each_misconception(folder, workspace):
     assert told["scale-it"] == ("Not yet: the sign is turned.......", True)
     assert told["draw-it"] == ("Right.", False)
     assert told["choose"][0].startswith("Not answered yet")
-    assert told["explain"] == ("Written: a person reads it.", False)
+    assert told["explain"] == ("Not answered yet: there is nothing to read.", True)
     assert flags == []
+    answer(notebook, explain="Because.")
+    assert check(notebook)[0][-1] == Checked("explain", "Written: a person reads it.")
+
+
+def test_check_says_where_the_notebook_stops(folder, workspace):
+    _, notebook = get(folder, "1", workspace)
+    answer(notebook, scale_it="def scaled(x)\n    return x", choose="choice = 'b'\n1 / 0")
+    document = json.loads(notebook.read_text())
+    document["cells"].append({"cell_type": "code", "id": "mine", "metadata": {}, "outputs": [], "source": "[][1]"})
+    notebook.write_text(
+        json.dumps(
+            {
+                **document,
+                "cells": [c | {"execution_count": None} if c["cell_type"] == "code" else c for c in document["cells"]],
+            }
+        )
+    )
+    reports, flags = check(notebook)
+    told = {report.problem: report.message for report in reports}
+    assert told["scale-it"].startswith("Not yet: your answer stopped with SyntaxError: expected ':'")
+    assert told["choose"] == "Not yet: your answer stopped with ZeroDivisionError: division by zero"
+    stopped = {flag.cell: flag.evidence for flag in flags if flag.kind == "stopped with an error"}
+    assert stopped["mine"] == "IndexError: list index out of range"
+
+
+def test_check_does_not_wait_for_ever(folder, workspace):
+    _, notebook = get(folder, "1", workspace)
+    answer(notebook, choose="while True: pass")
+    with pytest.raises(CourseError, match="your notebook stopped: A cell timed out"):
+        check(notebook, seconds=1)
 
 
 def test_check_says_what_collecting_will_notice(folder, workspace):
