@@ -335,8 +335,9 @@ def _pattern(got: Tensor, right: Tensor) -> str:
     if len(got) < 3 or not usable.all() or right.std() < 1e-3 * right.abs().mean():
         return ""
     shift, factor = got - right, got / right
-    if shift.std() < 1e-4 * right.std():
+    if shift.std() < 1e-4 * right.std() and shift.mean().abs() > max(1e-4, 100 * shift.std()):
         return f"every value is {abs(shift.mean().item()):.4f} too {'large' if shift.mean() > 0 else 'small'}"
-    if factor.isfinite().all() and factor.std() < 1e-4 * factor.mean().abs():
+    steady = factor.isfinite().all() and factor.std() < 1e-4 * factor.mean().abs()
+    if steady and (factor.mean() - 1).abs() > max(1e-4, 100 * factor.std()):
         return f"every value is {factor.mean().item():.4f} times what it should be"
     return ""
