@@ -26,14 +26,25 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     try:
-        return arguments.action(arguments)
+        status = arguments.action(arguments)
+        sys.stdout.flush()
+        return status
     except CourseError as error:
         print(f"course: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         if error.errno not in REFUSED:
             raise
         print(f"course: {error.filename or 'a file'}: {error.strerror}; nothing half-written was left", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("course", "companion", "benchmarks"):
+            raise
+        rule = "`pip install -e '.[all]' -c constraints.txt`, or the same command by way of make"
+        print(f"course: received an environment without {error.name}; rule: {rule}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ncourse: stopped; nothing half-written was left", file=sys.stderr)

@@ -181,7 +181,7 @@ def _release(arguments: argparse.Namespace) -> int:
     out = "personal/HOMEWORK/STUDENT.zip (else release/HOMEWORK.zip)" if personal else "release/HOMEWORK.zip"
     print(f"in {folder.root}: hand out {out}")
     print("next: put what comes back into inbox/HOMEWORK, then `course homework collect HOMEWORK`")
-    print("a due date is read from homework.toml when you release: change it there, then release again")
+    print("a due date in homework.toml counts from the next command on")
     return 0
 
 

@@ -125,6 +125,28 @@ def test_a_missing_extra_is_told_with_the_command_that_installs_it(inside, capsy
     assert "pip install -e '.[author]' -c constraints.txt" in capsys.readouterr().err
 
 
+def test_a_package_that_is_not_there_is_told_too(inside, capsys, monkeypatch):
+    def fails(name):
+        def action(arguments):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+        return action
+
+    monkeypatch.setattr(cli, "_check", fails("alembic"))
+    assert main(["check"]) == 2
+    said = capsys.readouterr().err
+    assert "received an environment without alembic; rule: `pip install -e '.[all]' -c constraints.txt`" in said
+    monkeypatch.setattr(cli, "_check", fails("course.misspelt"))
+    with pytest.raises(ModuleNotFoundError):
+        main(["check"])
+
+
+def test_a_reader_who_has_had_enough_is_no_error():
+    script = f"set -o pipefail; '{sys.executable}' -m course.cli help | true"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_full_disk_is_told_without_a_traceback(inside, capsys, monkeypatch):
     committed(inside.write("01-try", BODY))
 
