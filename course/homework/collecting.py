@@ -435,8 +435,7 @@ def _chosen(parcels: list[_Parcel], slug: str, roster: Roster | None, released: 
     """
     student = parcels[0].student
     oldest = datetime.min.replace(tzinfo=UTC)
-    ranks = {id(p): (p.submitted or oldest, -p.name.count("/"), _natural(p.name)) for p in parcels}
-    parcels = sorted(parcels, key=lambda p: ranks[id(p)], reverse=True)
+    parcels = sorted(parcels, key=lambda p: (p.submitted or oldest, -p.name.count("/"), _natural(p.name)), reverse=True)
     arrival = first = _opened(parcels[0], slug, released)
     for parcel in parcels[1:]:
         if arrival.notebook is not None:

@@ -61,6 +61,11 @@ def notebook_text(notebook: NotebookNode) -> str:
     return nbformat.writes(notebook) + "\n"
 
 
+def cell_name(cell: NotebookNode) -> str:
+    """The name of a cell: nbgrader's, else its id."""
+    return str((cell.metadata.get("nbgrader") or {}).get("grade_id") or cell.get("id") or "")
+
+
 def edition(assignment: Assignment, variant: int = 0) -> Edition:
     """The student edition with the numbers of one variant.
 

@@ -16,7 +16,7 @@ from nbformat import NotebookNode
 
 from companion.exercises.homework import judge
 from course.homework.cleaning import clean_text, plain
-from course.homework.editions import edition, variant_source
+from course.homework.editions import cell_name, edition, variant_source
 from course.homework.kernel import Kernel, Outcome, WarmParent
 from course.homework.results import Flag, Result, Score
 from course.homework.sandbox import Limits
@@ -114,7 +114,7 @@ class _Session:
 
     def run(self, cell: NotebookNode) -> None:
         """Runs one code cell and keeps what it showed; a graded test is judged instead."""
-        name = cell.metadata.get("nbgrader", {}).get("grade_id", cell.get("id", ""))
+        name = cell_name(cell)
         if test := self.paper.tests.get(name):
             self.scores.append(self._judge(test))
             cell.outputs = []  # it ran on hidden inputs: what an answer prints there stays here

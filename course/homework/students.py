@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 from course.chapters import CourseError
 from course.files import write_atomic
 from course.homework.collecting import pack, transplant
-from course.homework.editions import edition
+from course.homework.editions import cell_name, edition
 from course.homework.folder import TeachingFolder
 from course.homework.results import Flag
 from course.homework.sources import choose, find, load, slugs
@@ -108,12 +108,12 @@ def check(notebook: Path, seconds: float = CELL_SECONDS) -> tuple[list[Checked],
         CourseError: The notebook cannot be read or run.
     """
     mine, base = read(notebook), _base(notebook)
-    handed_out = {_name(cell): cell.source.strip() for cell in base.cells} if base else {}
+    handed_out = {cell_name(cell): cell.source.strip() for cell in base.cells} if base else {}
     _execute(mine, notebook.parent, seconds)
-    stopped = {_name(cell): error for cell in mine.cells if (error := _error(cell))}
+    stopped = {cell_name(cell): error for cell in mine.cells if (error := _error(cell))}
     reports = []
     for cell in mine.cells:
-        name = _name(cell)
+        name = cell_name(cell)
         if not (cell.metadata.get("nbgrader") or {}).get("grade"):
             continue
         if cell.cell_type != "code":
@@ -128,10 +128,6 @@ def check(notebook: Path, seconds: float = CELL_SECONDS) -> tuple[list[Checked],
     flags = [Flag("stopped with an error", name, error) for name, error in stopped.items()]
     noticed = transplant(base, notebook.read_bytes())[1] if base else ()
     return reports, [*flags, *noticed]
-
-
-def _name(cell: NotebookNode) -> str:
-    return (cell.metadata.get("nbgrader") or {}).get("grade_id", cell.get("id", ""))
 
 
 def _error(cell: NotebookNode) -> str:

@@ -49,9 +49,7 @@ def test_the_proof_names_what_survives(tmp_path):
     blind = toy.ASSIGNMENT.replace("scaled(torch.randn(5, generator=generator))", "scaled(torch.randn(5)).numel()")
     proof = prove([load(toy.write(tmp_path, assignment=blind))])[toy.SLUG]
     assert proof.killed < proof.wrong
-    assert any("scale-it, wrong 'the sign is turned.......': 4 of 4 points" in text for text in proof.survivors) or any(
-        text.startswith("scale-it, wrong") for text in proof.survivors
-    )
+    assert any(text.startswith("scale-it, wrong") for text in proof.survivors)
     assert not proof.perfect
 
 

@@ -108,15 +108,8 @@ def test_check_says_where_the_notebook_stops(folder, workspace):
     _, notebook = get(folder, "1", workspace)
     answer(notebook, scale_it="def scaled(x)\n    return x", choose="choice = 'b'\n1 / 0")
     document = json.loads(notebook.read_text())
-    document["cells"].append({"cell_type": "code", "id": "mine", "metadata": {}, "outputs": [], "source": "[][1]"})
-    notebook.write_text(
-        json.dumps(
-            {
-                **document,
-                "cells": [c | {"execution_count": None} if c["cell_type"] == "code" else c for c in document["cells"]],
-            }
-        )
-    )
+    document["cells"].append(nbformat.v4.new_code_cell("[][1]", id="mine"))
+    notebook.write_text(json.dumps(document))
     reports, flags = check(notebook)
     told = {report.problem: report.message for report in reports}
     assert told["scale-it"].startswith("Not yet: your answer stopped with SyntaxError: expected ':'")
