@@ -285,10 +285,15 @@ def _wrap(environment: Environment, nonce: str) -> None:
     environment.loader = Templates(ChoiceLoader([ours, environment.loader]), nonce)
 
 
+# a submission's name on its page opens it in a server of notebooks; there is none behind this page
+NOTEBOOK_LINK = re.compile(r'title="Open live notebook"\s+data-link="[^"]*"')
+
+
 class Templates(BaseLoader):
     """Templates as another loader finds them, each script that stands in one marked as the page's own.
 
-    Only what stands in a template is marked, for that happens before anything is filled in.
+    Only what stands in a template is marked, for that happens before anything is filled in. No notebook is opened from
+    one: a name that would do so is a name only.
     """
 
     def __init__(self, loader: BaseLoader, nonce: str):
@@ -300,4 +305,5 @@ class Templates(BaseLoader):
         if template == "base.tpl":
             script = '<script src="/formgrader/review.js"></script>'
             source = source.replace("{%- block head -%}", script + "\n{%- block head -%}", 1)
+        source = NOTEBOOK_LINK.sub("", source)
         return re.sub(r"<script\b", f'<script nonce="{self.nonce}"', source), path, is_current

@@ -258,7 +258,10 @@ def test_a_grader_finds_the_way_from_the_list_to_a_submission_and_on(page, addre
     page.wait_for_function("() => typeof formgrader !== 'undefined' && formgrader.loaded")
     page.locator(".glyphicon.name-hidden").click()
     assert page.get_by_text("Lovelace, Ada").is_visible()
+    page.wait_for_load_state("load")
+    assert page.locator(".live-notebook a").count() == 2
     assert page.locator(".live-notebook a[href]").count() == 0
+    assert "Open live notebook" not in page.content()
     page.get_by_role("link", name="Next").click()
     page.wait_for_url(re.compile("/submissions/|/gradebook/"))
     assert page.evaluate("window.firings") == []

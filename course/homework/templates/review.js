@@ -14,11 +14,3 @@ document.addEventListener("click", (event) => {
   const handler = HANDLERS[event.target.closest?.("[onclick]")?.getAttribute("onclick")];
   if (handler) handler();
 });
-
-// No notebook is opened from here: there is no server of notebooks behind this page.
-window.addEventListener("load", () => {
-  for (const link of document.querySelectorAll(".live-notebook a")) {
-    link.removeAttribute("href");
-    link.removeAttribute("data-original-title");
-  }
-});
