@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from course.homework.roster import Roster, Student, read_roster
 if TYPE_CHECKING:
     from course.homework.gradebook import Book, Row
 
+ASIDE = "rename each to its student's id (or complete the roster), and collect again"
 NAMED = {"metavar": "HOMEWORK", "help": "number, slug or prefix, such as 12"}
 
 
@@ -174,13 +176,12 @@ def _release(arguments: argparse.Namespace) -> int:
         would = "would write" if arguments.dry_run else "wrote"
         files = f"{would} {len(done.changed)} files" if done.changed else "nothing changed"
         own = f", {done.personal} students with numbers of their own" if done.personal else ""
+        out = folder.personal(slug) / "STUDENT.zip" if done.personal else folder.release(slug).with_suffix(".zip")
         tqdm.write(f"{slug}: edition {done.release.digest}, {files}{own}; due {folder.due(slug) or 'never'}")
+        tqdm.write(f"{slug}: hand out {out.relative_to(folder.root)}")
     if roster is None:
         print(f"no {folder.roster}: everybody gets the same numbers, and export knows csv only")
-    personal = roster and any((folder.root / "personal").glob("*/*.zip"))
-    out = "personal/HOMEWORK/STUDENT.zip (else release/HOMEWORK.zip)" if personal else "release/HOMEWORK.zip"
-    print(f"in {folder.root}: hand out {out}")
-    print("next: put what comes back into inbox/HOMEWORK, then `course homework collect HOMEWORK`")
+    print(f"in {folder.root}; next: put what comes back into inbox/HOMEWORK, then `course homework collect HOMEWORK`")
     print("a due date in homework.toml counts from the next command on")
     return 0
 
@@ -203,7 +204,7 @@ def _collect(arguments: argparse.Namespace) -> int:
     if roster and (absent := [student for student in roster.students if student not in came]):
         print(f"nothing from {len(absent)} of the roster: {_some(absent)}")
     if "set aside" in counts:
-        print("set aside: rename each to its student's id (or complete the roster), and collect again", file=sys.stderr)
+        print(f"set aside: {ASIDE}", file=sys.stderr)
     print(f"next: `course homework grade {slug}`")
     return int("set aside" in counts)
 
@@ -323,6 +324,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 def _status(arguments: argparse.Namespace) -> int:
     from course.homework import grading
     from course.homework.releasing import read_release
+    from course.homework.submissions import set_aside
 
     _, folder = _places(arguments)
     chosen = [_released(folder, name) for name in arguments.homework] or _all_released(folder)
@@ -334,7 +336,8 @@ def _status(arguments: argparse.Namespace) -> int:
         with _book(folder, slug) as book:
             rows = book.rows(slug)
         due = folder.due(slug) or "never"
-        print(f"{slug}: released {release.made} with companion {release.companion}, due {due}")
+        made = datetime.fromisoformat(release.made).astimezone(folder.time_zone).isoformat(timespec="seconds")
+        print(f"{slug}: released {made} with companion {release.companion}, due {due}")
         counts = {
             "students": len(rows),
             "collected": len(tasks),
@@ -343,6 +346,8 @@ def _status(arguments: argparse.Namespace) -> int:
         }
         print("    " + ", ".join(f"{count} {what}" for what, count in counts.items()))
         print(f"    {_next(folder, slug, rows, counts)}")
+        if aside := set_aside(folder, slug):
+            print(f"    set aside: {_some(aside)}: {ASIDE}")
         for task in tasks:
             result = grading.read_result(folder, slug, task.student)
             for flag in result.flags if result else task.flags:

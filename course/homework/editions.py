@@ -80,14 +80,16 @@ def edition(assignment: Assignment, variant: int = 0) -> Edition:
         )
     notebook = blank(assignment, variant)
     content = json.dumps([notebook, checks], sort_keys=True).encode()
-    stamp = {
-        "slug": assignment.slug,
-        "companion": version(PACKAGE),
-        "release": hashlib.sha256(content).hexdigest()[:12],
-    }
-    notebook.metadata["homework"] = nbformat.from_dict(stamp)
+    said = stamp(notebook, assignment.slug, version(PACKAGE), hashlib.sha256(content).hexdigest()[:12])
     nbformat.validate(notebook)
-    return Edition(assignment.slug, notebook, {**checks, **stamp})
+    return Edition(assignment.slug, notebook, {**checks, **said})
+
+
+def stamp(notebook: NotebookNode, slug: str, companion: str, digest: str) -> dict[str, str]:
+    """Has a notebook say of which release it is, and returns what it says."""
+    said = {"slug": slug, "companion": companion, "release": digest}
+    notebook.metadata["homework"] = nbformat.from_dict(said)
+    return said
 
 
 def blank(assignment: Assignment, variant: int = 0) -> NotebookNode:

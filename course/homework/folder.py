@@ -165,6 +165,10 @@ class TeachingFolder:
         """What was collected of one student."""
         return self.root / "submitted" / student / slug
 
+    def set_aside(self, slug: str) -> Path:
+        """What the last collect set aside."""
+        return self.root / "submitted" / f"{slug}.set-aside.json"
+
     def graded(self, slug: str, student: str) -> Path:
         """One result."""
         return self.root / "graded" / slug / f"{student}.json"

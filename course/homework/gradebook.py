@@ -67,6 +67,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from course.chapters import CourseError
+from course.homework.editions import cell_name
 from course.homework.late import LatePolicy, lateness
 from course.homework.results import Mark, Result, Score
 from course.homework.roster import Roster
@@ -267,7 +268,7 @@ class Book:
         if submitted is not None and submitted.utcoffset() is None:
             raise CourseError(f"record: received the time {submitted.isoformat()}; rule: a time with its time zone")
         slug, student = result.assignment, result.student
-        answers = {_name(cell): _clean(cell.source) for cell in notebook.cells}
+        answers = {cell_name(cell): _clean(cell.source) for cell in notebook.cells}
         with self._transaction() as session:
             try:
                 stored, person = self._book.find_notebook(slug, slug), self._book.find_student(student)
@@ -560,7 +561,7 @@ class _Cells:
         for cell in notebook.cells:
             if not (utils.is_grade(cell) or utils.is_solution(cell) or utils.is_locked(cell)):
                 continue
-            name = _name(cell)
+            name = cell_name(cell)
             if not 0 < len(name) <= 128 or name in sources:
                 raise CourseError(f"release: received the cell {name!r} of {slug}; rule: a short name, once")
             if utils.is_grade(cell):
@@ -688,10 +689,6 @@ def _submissions(slug: str) -> Select[tuple[SubmittedAssignment]]:
         .join(Assignment, Assignment.id == SubmittedAssignment.assignment_id)
         .where(Assignment.name == slug)
     )
-
-
-def _name(cell: NotebookNode) -> str:
-    return str(cell.metadata.get("nbgrader", {}).get("grade_id") or cell.get("id") or "")
 
 
 def _digest(*parts: str) -> str:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dask
 import nbformat
@@ -21,7 +21,7 @@ from distributed import Client, LocalCluster, Security, Worker, WorkerPlugin, as
 
 from course.chapters import CourseError
 from course.files import write_atomic
-from course.homework import submissions
+from course.homework import judging, submissions
 from course.homework.folder import TeachingFolder
 from course.homework.kernel import WarmParent
 from course.homework.releasing import Release
@@ -29,10 +29,7 @@ from course.homework.results import Flag, Result
 from course.homework.sandbox import Limits, refusal
 from course.homework.sources import Assignment, load
 
-if TYPE_CHECKING:  # at run time on the workers only, for it needs torch
-    from course.homework.judging import Paper
-
-GRADER = "2"  # raise it when the judge changes what it says of the same submission
+GRADER = "3"  # raise it when the judge changes what it says of the same submission
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,8 @@ class Order:
     variant: int = 0
     limits: Limits | None = None
 
-    def paper(self) -> "Paper":
+    def paper(self) -> judging.Paper:
         """What the judge must know."""
-        from course.homework import judging
-
         return judging.paper(self.assignment, self.secret, self.variant, self.limits)
 
 
@@ -87,15 +82,11 @@ class Desk(WorkerPlugin):
 
 
 def _warm_parent() -> WarmParent:
-    from course.homework.judging import IMPORTS
-
-    return WarmParent(imports=IMPORTS).__enter__()
+    return WarmParent(imports=judging.IMPORTS).__enter__()
 
 
-def grade_one(paper: "Paper", task: Task) -> Result:
+def grade_one(paper: judging.Paper, task: Task) -> Result:
     """Judges one submission on a worker; whatever goes wrong is a flag, never an exception."""
-    from course.homework import judging
-
     try:
         parent = get_worker().plugins[Desk.name].parent
         notebook = nbformat.reads(task.notebook, as_version=4)

@@ -2,6 +2,7 @@
 
 submitted/<student>/<slug>/<slug>.ipynb      the release with this student's answers in it, and nothing else of his
 submitted/<student>/<slug>/collected.json    under what name it came, when it was handed in, what was noticed
+submitted/<slug>.set-aside.json              names of what belongs to nobody yet
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from nbformat import NotebookNode
 from course.chapters import CourseError
 from course.files import write_atomic
 from course.homework.collecting import arrivals, transplant
-from course.homework.editions import blank, notebook_text
+from course.homework.editions import blank, notebook_text, stamp
 from course.homework.folder import TeachingFolder
 from course.homework.releasing import read_release
 from course.homework.results import Flag
@@ -77,9 +78,11 @@ def collect(
         raise CourseError(f"collect: received {inbox}, where nothing is; rule: put there what the students handed in")
     editions = [blank(assignment, variant) for variant in range(release.variants)]
     for notebook, digest in zip(editions, release.digests, strict=True):
-        notebook.metadata["homework"] = {"slug": slug, "companion": release.companion, "release": digest}
+        stamp(notebook, slug, release.companion, digest)
+    aside = []
     for arrival in arrivals(inbox, slug, roster, released=editions[0]):
         if arrival.student is None:
+            aside.append(arrival.name)
             yield Collected(None, arrival.name, "set aside", arrival.flags)
             continue
         notebook, flags = transplant(editions[release.variant(arrival.student)], arrival.notebook)
@@ -88,6 +91,16 @@ def collect(
         if not dry_run and state != "unchanged":
             write(folder, slug, submission)
         yield Collected(arrival.student, arrival.name, state, submission.flags)
+    if not dry_run:
+        write_atomic(folder.set_aside(slug), json.dumps(aside, indent=1, ensure_ascii=False) + "\n")
+
+
+def set_aside(folder: TeachingFolder, slug: str) -> list[str]:
+    """The names of what the last `collect` set aside for a person."""
+    try:
+        return [str(name) for name in json.loads(folder.set_aside(slug).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError):  # nothing was collected yet, or by hand
+        return []
 
 
 def students(folder: TeachingFolder, slug: str) -> list[str]:

@@ -120,6 +120,9 @@ def _parse(raw: bytes, submission: Submission) -> Any:
     if len(raw) > MOST_BYTES:
         submission.flags.append(Flag("too large", evidence=f"a notebook of {len(raw):,} bytes"))
         return None
+    if not raw.strip():
+        submission.flags.append(Flag("unreadable", evidence="an empty file"))
+        return None
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         text = raw.decode("utf-16", errors="replace")
         submission.flags.append(Flag("not UTF-8", evidence="read as UTF-16"))

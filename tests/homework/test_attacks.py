@@ -46,8 +46,10 @@ class Attack:
 ALL, ONLY_FIRST, WITHOUT = (4, 3, 1), (4, 0, 0), (4, 0, 1)
 ATTACKS = {
     # --- ending and blocking
-    "an endless loop costs its own problem": Attack("def draw(mean, n, generator):\n    while True: pass", WITHOUT),
-    "an endless loop while the cell is read": Attack("while True: pass", WITHOUT),
+    "an endless loop costs its own problem": Attack(
+        "def draw(mean, n, generator):\n    while True: pass", WITHOUT, "interrupted in draw-it-"
+    ),
+    "an endless loop while the cell is read": Attack("while True: pass", WITHOUT, "interrupted in draw-it:"),
     "a loop that ignores interrupts ends the notebook": Attack(
         "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass", ONLY_FIRST, "kernel lost"
     ),
@@ -325,6 +327,7 @@ def test_an_answer_that_did_not_run_through_is_told_why(judged, code, told):
     (message,) = (score.message for score in result.tests if score.problem == "draw-it")
     assert told in message
     assert "not defined" not in message
+    assert [flag.kind for flag in result.flags] == (["interrupted"] if "sleep" in code else [])
 
 
 def test_only_the_grader_itself_reaches_its_workers():

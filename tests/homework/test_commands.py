@@ -144,6 +144,7 @@ def test_from_the_first_release_to_pages_and_scores(teaching, monkeypatch, capsy
     said = capsys.readouterr().out
     assert "3 students, 2 collected, 2 graded, 1 wait for a person" in said
     assert "bob: kernel lost in draw-it" in said
+    assert "    set aside: eve: rename each to its student's id" in said
 
     assert call("feedback", "1") == 0
     page = teaching.feedback("ada", toy.SLUG).read_text(encoding="utf-8")
@@ -180,8 +181,10 @@ def test_a_score_by_hand_survives_a_regrade(teaching, capsys):
 def test_dry_runs_write_nothing(teaching, capsys):
     before = contents(teaching.root)
     assert call("release", "1", "--dry-run") == 0
+    assert "01-toys: hand out personal/01-toys/STUDENT.zip\n" in capsys.readouterr().out
     assert contents(teaching.root) == before
     assert call("release", "1", "--same-for-all") == 0
+    assert "01-toys: hand out release/01-toys.zip\n" in capsys.readouterr().out
     hand_in(teaching, "ada", SOLVED)
     before = contents(teaching.root)
     assert call("collect", "1", "--dry-run") == 0

@@ -11,7 +11,7 @@ from course.homework.proving import Answer, filled
 from course.homework.releasing import read_release, release
 from course.homework.roster import Roster, Student
 from course.homework.sources import load
-from course.homework.submissions import collect, read, students
+from course.homework.submissions import collect, read, set_aside, students
 from tests.homework import toy
 
 CLASS = Roster([Student("ada"), Student("bob"), Student("cyd")])
@@ -57,15 +57,23 @@ def test_a_dry_run_writes_nothing(released):
 def test_a_student_whom_nobody_knows_is_set_aside(released):
     hand_in(released, "ada")
     hand_in(released, "mallory")
+    assert set_aside(released, toy.SLUG) == []
+    states(released, dry_run=True)
+    assert set_aside(released, toy.SLUG) == []
     assert states(released) == {"ada": "new", None: "set aside"}
     assert students(released, toy.SLUG) == ["ada"]
+    assert set_aside(released, toy.SLUG) == ["mallory"]
+    (released.inbox(toy.SLUG) / "mallory").rename(released.inbox(toy.SLUG) / "bob")
+    assert states(released) == {"ada": "unchanged", "bob": "new"}
+    assert set_aside(released, toy.SLUG) == []
 
 
-def test_a_broken_notebook_is_the_untouched_release_and_flagged(released):
+@pytest.mark.parametrize(("text", "told"), [("{ broken", "no JSON"), ("", "an empty file")])
+def test_a_broken_notebook_is_the_untouched_release_and_flagged(released, text, told):
     hand_in(released, "ada")
-    (released.inbox(toy.SLUG) / "ada" / "01-toys.ipynb").write_text("{ broken")
+    (released.inbox(toy.SLUG) / "ada" / "01-toys.ipynb").write_text(text)
     (one,) = collect(released, toy.SLUG, CLASS)
-    assert any("unreadable" in flag.kind for flag in one.flags)
+    assert [flag.evidence[: len(told)] for flag in one.flags if flag.kind == "unreadable"] == [told]
     assert read(released, toy.SLUG, "ada").notebook.cells == blank(load(released.source(toy.SLUG))).cells
 
 
