@@ -249,7 +249,9 @@ def test_a_score_and_a_comment_reach_the_gradebook(page, address, teaching):
 def test_a_grader_finds_the_way_from_the_list_to_a_submission_and_on(page, address, teaching):
     assert page.url.startswith(f"{address}/formgrader/gradebook?")
     page.get_by_role("link", name=marked.SLUG).click()
+    page.wait_for_url(f"{address}/formgrader/gradebook/{marked.SLUG}*")
     page.get_by_role("link", name=marked.SLUG).last.click()
+    page.wait_for_url(f"{address}/formgrader/gradebook/{marked.SLUG}/{marked.SLUG}*")
     page.get_by_role("link", name="Submission #1").wait_for()
     page.get_by_role("button", name="Show All Names").click()
     page.get_by_role("link", name="Lovelace, Ada").wait_for()
@@ -263,7 +265,8 @@ def test_a_grader_finds_the_way_from_the_list_to_a_submission_and_on(page, addre
     assert page.locator(".live-notebook a[href]").count() == 0
     assert "Open live notebook" not in page.content()
     page.get_by_role("link", name="Next").click()
-    page.wait_for_url(re.compile("/submissions/|/gradebook/"))
+    page.wait_for_url(lambda url: submission(teaching, "ada") not in url)
+    assert re.search("/submissions/|/gradebook/", page.url)
     assert page.evaluate("window.firings") == []
     assert page.blocked == []
 
