@@ -356,12 +356,13 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _prove(arguments: argparse.Namespace) -> int:
-    from course.homework.proving import prove, rehearse
     from course.homework.sources import find, load, slugs
 
     _, folder = _places(arguments)
     chosen = [find(folder.sources, name) for name in arguments.homework] or slugs(folder.sources)
     if arguments.rehearse:
+        from course.homework.rehearsing import rehearse
+
         problems = [
             f"{slug}: {problem}"
             for slug in tqdm(chosen, disable=None)
@@ -369,6 +370,8 @@ def _prove(arguments: argparse.Namespace) -> int:
         ]
         print("\n".join(problems) or f"{len(chosen)} homeworks rehearsed: every answer is judged as it must be")
         return int(bool(problems))
+    from course.homework.proving import prove  # with dask
+
     workers = arguments.workers or os.cpu_count() or 1
     proofs = prove([load(folder.sources / slug) for slug in chosen], folder.limits, workers=workers)
     path = folder.sources / "proof.json"

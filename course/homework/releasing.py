@@ -146,7 +146,7 @@ def _secret(assignment: Assignment, before: Release | None, sources: str) -> str
     """A secret with which the whole catalogue is judged as it must be; the one in use, if it still will do."""
     if before and (before.sources, before.companion) == (sources, version(PACKAGE)):
         return before.secret  # it was rehearsed with these very answers
-    from course.homework.proving import rehearse  # with torch
+    from course.homework.rehearsing import rehearse  # with torch
 
     for secret in [before and before.secret, *(random_secrets.token_hex(16) for _ in range(SECRETS_TRIED))]:
         if secret and not (problems := rehearse(assignment, secret)):

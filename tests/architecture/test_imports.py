@@ -17,6 +17,7 @@ PLANTED = {  # contract -> (module, import that breaks it)
     "companion knows nothing of the tooling": ("companion/metrics.py", "def f():\n    import course.chapters"),
     "Only plotting imports matplotlib": ("companion/data/toys.py", "def g():\n    import matplotlib.pyplot"),
     "Only live imports anywidget": ("companion/numerics/ode.py", "import anywidget"),
+    "The tooling's modules import each other": ("course/homework/late.py", "import course.homework.gradebook"),
     "Of companion, the tooling imports only": ("course/files.py", "import companion.numerics.ode"),
 }
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from course.homework.proving import rehearse, submissions
+from course.homework.proving import submissions
+from course.homework.rehearsing import rehearse
 from course.homework.sources import load
 from tests.homework import toy
 

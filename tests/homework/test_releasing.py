@@ -8,7 +8,7 @@ import pytest
 
 from course.chapters import CourseError
 from course.files import contents
-from course.homework import proving
+from course.homework import rehearsing
 from course.homework.releasing import read_release, release
 from course.homework.roster import Roster, Student
 from course.homework.sources import load
@@ -60,7 +60,7 @@ def test_a_changed_answer_keeps_edition_and_secret_a_changed_text_makes_another_
 def test_what_was_rehearsed_is_not_rehearsed_again(folder, monkeypatch):
     first = release(folder, toy.SLUG).release
     rehearsals = []
-    monkeypatch.setattr(proving, "rehearse", lambda *arguments: rehearsals.append(arguments) or [])
+    monkeypatch.setattr(rehearsing, "rehearse", lambda *arguments: rehearsals.append(arguments) or [])
     assert release(folder, toy.SLUG).release == first
     assert rehearsals == []
     toy.write(folder.sources, answers=toy.ANSWERS.replace("says why", "says why not"))
