@@ -253,8 +253,10 @@ class _Value:
         # Before anything is computed from it: the product of many large lengths takes hours.
         if len(shape) > MOST_DIMENSIONS or not all(0 <= length <= MOST_VALUES for length in shape):
             raise ValueError(f"verdict: received the shape {shape}; rule: at most {MOST_DIMENSIONS} lengths, none huge")
+        if math.prod(max(length, 1) for length in shape) > MOST_VALUES:  # an empty tensor has strides too
+            raise ValueError(f"verdict: received the shape {shape}; rule: at most {MOST_VALUES} values")
         data = [float(value) for value in raw["data"][: MOST_VALUES + 1]]
-        if len(data) != math.prod(shape) or len(data) > MOST_VALUES:
+        if len(data) != math.prod(shape):
             raise ValueError(f"verdict: received {len(data)} values of shape {shape}; rule: as many as the shape says")
         return _Value("tensor", torch.tensor(data, dtype=torch.float64).reshape(shape), shape, str(raw["dtype"])[:20])
 

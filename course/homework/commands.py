@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +19,14 @@ from tqdm import tqdm
 
 from course.chapters import Course, CourseError, find_course
 from course.files import write_atomic
+from course.homework.cleaning import plain
 from course.homework.folder import TeachingFolder, find_folder
 from course.homework.roster import Roster, Student, read_roster
 
 if TYPE_CHECKING:
     from course.homework.gradebook import Book, Row
+    from course.homework.results import Result
+    from course.homework.sources import Assignment
 
 ASIDE = "rename each to its student's id (or complete the roster), and collect again"
 NAMED = {"metavar": "HOMEWORK", "help": "number, slug or prefix, such as 12"}
@@ -219,11 +223,8 @@ def _regrade(arguments: argparse.Namespace) -> int:
 
 def _judge(arguments: argparse.Namespace, *, again: bool) -> int:
     from course.homework import grading
-    from course.homework.editions import notebook_text
     from course.homework.releasing import read_release
-    from course.homework.review import for_review
     from course.homework.sources import load
-    from course.homework.submissions import read
 
     _, folder = _places(arguments)
     slug = _released(folder, arguments.homework)
@@ -250,13 +251,8 @@ def _judge(arguments: argparse.Namespace, *, again: bool) -> int:
             grading.orders(folder, release), todo, workers=arguments.workers or os.cpu_count() or 1, scheduler=scheduler
         )
         for result in tqdm(results, total=len(todo), desc="grading", disable=None):
-            submission = read(folder, slug, result.student)
+            result = _kept(folder, assignment, book, result)
             ungraded += not result.key
-            if result.key:
-                page = for_review(result, assignment)
-                write_atomic(folder.autograded(result.student, slug) / f"{slug}.ipynb", notebook_text(page))
-                book.record(result, submission.notebook, submitted=submission.submitted)
-                grading.write_result(folder, result)
             noticed = f"  ({'; '.join(map(str, result.flags))})" if result.flags else ""
             most = sum(test.points for test in result.tests)
             tqdm.write(f"{result.student:24} {result.earned:6g} of {most:g}, {result.seconds:5.1f} s{noticed}")
@@ -265,6 +261,34 @@ def _judge(arguments: argparse.Namespace, *, again: bool) -> int:
     if ungraded:
         print(f"{ungraded} NOT graded, for the reason in brackets: mend it and call again", file=sys.stderr)
     return int(bool(ungraded))
+
+
+def _kept(folder: TeachingFolder, assignment: "Assignment", book: "Book", result: "Result") -> "Result":
+    """Writes one result: the page for a person, the scores, and last the note that this is done.
+
+    What one submission makes impossible is told as a flag, and the others are graded all the same.
+    """
+    from course.homework import grading
+    from course.homework.editions import notebook_text
+    from course.homework.results import Flag
+    from course.homework.review import for_review
+    from course.homework.submissions import read
+
+    slug = assignment.slug
+    if not result.key:
+        return result
+    try:
+        submission = read(folder, slug, result.student)
+        page = for_review(result, assignment)
+        write_atomic(folder.autograded(result.student, slug) / f"{slug}.ipynb", notebook_text(page))
+        book.record(result, submission.notebook, submitted=submission.submitted)
+        grading.write_result(folder, result)
+    except (CourseError, OSError):  # the disk or the gradebook: it would be the same with the next one
+        raise
+    except Exception as error:
+        flag = Flag("not graded", "", plain(f"the result could not be kept: {type(error).__name__}: {error}"))
+        return replace(result, flags=(*result.flags, flag), key="")
+    return result
 
 
 def _review(arguments: argparse.Namespace) -> int:
@@ -290,11 +314,15 @@ def _feedback(arguments: argparse.Namespace) -> int:
     _, folder = _places(arguments)
     slug = _released(folder, arguments.homework)
     with _book(folder, slug) as book:
-        pages = write_pages(folder, slug, book, arguments.student, dry_run=arguments.dry_run)
-        written = sum(page.changed for page in tqdm(pages, desc="feedback", disable=None))
+        made = write_pages(folder, slug, book, arguments.student, dry_run=arguments.dry_run)
+        pages = list(tqdm(made, desc="feedback", disable=None))
+    written = sum(page.changed for page in pages)
     done = "would write" if arguments.dry_run else "wrote"
     print(f"{slug}: {done} {written} pages, {folder.root / 'feedback'}/STUDENT/{slug}.html")
-    return 0
+    for page in pages:
+        if page.problem:
+            print(f"    no page for {page.student}: {page.problem}", file=sys.stderr)
+    return int(any(page.problem for page in pages))
 
 
 def _export(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from course.chapters import CourseError
 from course.files import write_atomic
+from course.homework.cleaning import plain
 from course.homework.editions import blank
 from course.homework.feedback import Handing, render
 from course.homework.folder import TeachingFolder
@@ -17,11 +18,12 @@ from course.homework.sources import load
 
 @dataclass(frozen=True)
 class Page:
-    """One student's page, and whether it changed."""
+    """One student's page, whether it changed, and why there is none where it could not be made."""
 
     student: str
     path: Path
-    changed: bool
+    changed: bool = False
+    problem: str = ""
 
 
 def write_pages(
@@ -43,16 +45,20 @@ def write_pages(
     for row in rows:
         if chosen and row.student not in chosen:
             continue
-        page = render(
-            read_result(folder, slug, row.student) if row.handed_in else None,
-            editions[release.variant(row.student)],
-            name=f"{row.first_name} {row.last_name}".strip() or row.student,
-            title=assignment.title,
-            marks=marks.get(row.student),
-            handing=Handing(row.submitted, row.due, row.penalty),
-            told=told,
-        )
         path = folder.feedback(row.student, slug)
+        try:
+            page = render(
+                read_result(folder, slug, row.student) if row.handed_in else None,
+                editions[release.variant(row.student)],
+                name=f"{row.first_name} {row.last_name}".strip() or row.student,
+                title=assignment.title,
+                marks=marks.get(row.student),
+                handing=Handing(row.submitted, row.due, row.penalty),
+                told=told,
+            )
+        except Exception as error:  # the last line of defence: what one wrote never keeps the others' pages back
+            yield Page(row.student, path, problem=plain(f"{type(error).__name__}: {error}"))
+            continue
         changed = not path.is_file() or path.read_text(encoding="utf-8") != page
         if changed and not dry_run:
             write_atomic(path, page)

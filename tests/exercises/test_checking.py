@@ -135,6 +135,7 @@ def test_a_new_seed_means_new_inputs():
         {"kind": "code", "data": "import os"},
         {"kind": "tensor", "shape": [9], "data": [1.0] * 8, "dtype": "float32"},
         {"kind": "tensor", "shape": [-8], "data": [1.0] * 8, "dtype": "float32"},
+        {"kind": "tensor", "shape": [0] + [100_000] * 15, "data": [], "dtype": "float32"},
         {"kind": "tensor", "shape": [8], "data": ["one"] * 8, "dtype": "float32"},
         {"kind": "map", "data": 3},
     ],

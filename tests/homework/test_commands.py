@@ -10,8 +10,9 @@ import pytest
 
 from course.cli import build_parser, main
 from course.files import contents
-from course.homework import review
+from course.homework import returning, review
 from course.homework.editions import blank
+from course.homework.gradebook import Book
 from course.homework.proving import Answer, filled
 from course.homework.sandbox import refusal
 from course.homework.sources import load
@@ -155,6 +156,42 @@ def test_from_the_first_release_to_pages_and_scores(teaching, monkeypatch, capsy
     assert call("feedback", "1") == 0
     assert "wrote 0 pages" in capsys.readouterr().out
     assert contents(teaching.root / "feedback") == before
+
+
+@sandboxed
+def test_what_one_submission_makes_impossible_costs_no_other(teaching, monkeypatch, capsys):
+    assert call("release", "1", "--same-for-all") == 0
+    for student in ("ada", "bob"):
+        hand_in(teaching, student, SOLVED)
+    assert call("collect", "1") == 0
+
+    def fails_for_ada(function, student):
+        def failing(*arguments, **options):
+            if student(*arguments, **options) == "ada":
+                raise OverflowError("out of range \x1b[2J")
+            return function(*arguments, **options)
+
+        return failing
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Book, "record", fails_for_ada(Book.record, lambda book, result, *_, **__: result.student))
+        assert call("grade", "1", "--workers", "1") == 1
+    said = capsys.readouterr()
+    assert "the result could not be kept: OverflowError: out of range" in said.out
+    assert "\x1b[2J" not in said.out
+    assert "1 NOT graded" in said.err
+    assert call("grade", "1", "--workers", "1") == 0
+    assert "2 submissions, 1 to grade" in capsys.readouterr().out
+    assert call("export", "1", "--partial") == 0
+    assert exported(teaching)["ada"]["state"] == "to be scored by hand"
+
+    with monkeypatch.context() as patched:
+        shown = fails_for_ada(returning.render, lambda result, *_, **__: result and result.student)
+        patched.setattr(returning, "render", shown)
+        assert call("feedback", "1") == 1
+    said = capsys.readouterr()
+    assert "wrote 2 pages" in said.out
+    assert "no page for ada: OverflowError: out of range" in said.err
 
 
 @sandboxed
