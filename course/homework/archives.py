@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -26,6 +27,8 @@ MOST_DEPTH = 3  # archives in archives
 MOST_PARTS = 32  # folders in folders
 MOST_RATIO = 200  # of what comes out to what went in; text of notebooks stays below 50
 FREE_RATIO = MIB  # that may come out at any ratio
+COMMON_RATIO = 50  # of what all submissions in one file read together to its size: they may be one stranger's making
+FREE_COMMON, FREE_TOLD = 64 * MIB, 32 * MIB  # that they, and what says who made them, may read at any ratio
 MOST_ZIP_REQUEST = 4 * MIB  # at once: zipfile reads its directory whole, 50 bytes or more a member
 MOST_TAR_REQUEST = 4096  # at once: tarfile reads extended headers whole and takes quadratic time for some
 
@@ -60,6 +63,38 @@ class Budget:
         self.members -= members
         if self.members < 0:
             raise Refused("too many files", "more files than one submission may have")
+
+
+class Common:
+    """What all that lies in one file on disk may read, whoever made it: a small file must not cost much in total.
+
+    Attributes:
+        kept: for the archives in it that stay in memory.
+        told: for what says who handed in.
+    """
+
+    def __init__(self, packed: int):
+        more = COMMON_RATIO * packed
+        self.kept = Budget(min(512 * MIB, FREE_COMMON + more), 20_000)
+        self.told = Budget(min(512 * MIB, FREE_TOLD + more), 20_000)
+        self.left = Budget(FREE_COMMON + more, 20_000)
+        self.divide(1)
+
+    def divide(self, submissions: int) -> None:
+        """Gives each submission a share of its own, so that one that takes all that is left starves no other."""
+        self.share = Budget(self.left.size // max(1, submissions), self.left.members // max(1, submissions))
+
+    @contextmanager
+    def lend(self) -> Iterator[Budget]:
+        """One submission's budget: its share first, then what is left for all."""
+        most, share, left = Budget(), self.share, self.left
+        size, members = min(most.size, share.size + left.size), min(most.members, share.members + left.members)
+        budget = Budget(size, members)
+        try:
+            yield budget
+        finally:
+            left.size -= max(0, size - max(0, budget.size) - share.size)
+            left.members -= max(0, members - max(0, budget.members) - share.members)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _DEFINITION = re.compile(rf"\](?=:(?!{_ALLOWED}))", re.IGNORECASE)
 _COMMANDS = "href|url|html[A-Za-z]*|style|class|cssId|data|require|mmlToken|bbox|includegraphics|unicode"
 _TEX = re.compile(rf"\\(?=(?:{_COMMANDS})(?![A-Za-z]))")
 _BLANKS = re.compile(r"[^\S\n]{101,}")
+_EMPTY_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _OPENERS = re.compile(r"\\(?=begin\{|\\[(\[])")
 MOST_OPENERS = 500  # of mathematics: for each that is never closed, nbconvert searches the whole text
 _FENCE = re.compile(r"(`{3,}|~{3,})([^\n]*)")
@@ -63,6 +64,11 @@ def plain(text: str) -> str:
 def clean_text(text: str) -> str:
     """Text that any file, compiler and renderer can take: one kind of line ends, strange characters replaced."""
     return _UNWANTED.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+def few_empty_lines(text: str) -> str:
+    """Code for a highlighter, which takes quadratic time for white space: empty lines bare, at most 100 in a row."""
+    return _EMPTY_LINES.sub(lambda match: "\n" * min(match[0].count("\n"), 101), text)
 
 
 def clean_markdown(text: str) -> str:

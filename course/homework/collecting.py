@@ -9,6 +9,8 @@
 
 Only regular files are opened. Archives are read in memory, within a budget (see `archives`). What cannot be told to
 belong to a student of the roster is set aside for a person, never guessed; one bad arrival leaves the others intact.
+A folder or archive is believed to be the LMS's download where it is all that came in. Beside other arrivals it may be a
+student's: then whatever it hands in is flagged, and counts after what came in under the student's own name.
 Whether work is late is decided by the roster or the LMS, never by a time that a file or an archive carries.
 """
 
@@ -20,8 +22,8 @@ import re
 import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +39,7 @@ from course.homework.archives import (
     OTHER_SUFFIXES,
     SUFFIXES,
     Budget,
+    Common,
     Member,
     Refused,
     is_junk,
@@ -53,6 +56,8 @@ __all__ = ["Arrival", "arrivals", "clean_markdown", "pack", "transplant"]
 MANIFEST, METADATA = "manifest.json", "submission_metadata.yml"
 MOST_NOTEBOOKS = 20  # of one arrival that are looked into
 MOST_CONTAINERS = 3  # folders or archives around the students' own
+YAML_COST = 300  # bytes of memory that parsing takes, at least, for one of YAML
+YEARS = range(1970, 2201)  # of a time that is taken: one at the end of the calendar fails in another time zone
 NOTEBOOKS = (".ipynb", ".ipynb.json", ".ipynb.txt")  # browsers append
 
 CANVAS = re.compile(r"(?P<name>[^_]*)_(?P<late>LATE_)?(?P<number>\d+)_\d+_(?P<file>.+)", re.DOTALL)
@@ -100,7 +105,7 @@ def arrivals(inbox: Path, slug: str, roster: Roster | None, released: NotebookNo
         rule = f"rule: the folder of what came in for {slug}"
         raise CourseError(f"collect: received {inbox}, which cannot be read ({error.strerror}); {rule}") from error
     with ExitStack() as stack:
-        parcels = _Sorter(slug, roster, stack).sort(places, depth=0)
+        parcels = _Sorter(slug, roster, stack).sort(places, _Around())
         by_student: dict[str, list[_Parcel]] = {}
         for parcel in parcels:
             if parcel.student is not None:
@@ -230,9 +235,29 @@ def _is_hidden(name: str) -> bool:
 # ---------------------------------------------------------------------- whose is it
 
 
+@dataclass(frozen=True)
+class _Around:
+    """What lies around places that are sorted.
+
+    Attributes:
+        depth: the archives.
+        level: the folders and archives.
+        doubtful: whether their name may be a student's own, who hands in a folder of his.
+        common: what pays for reading them, where they lie in an archive.
+    """
+
+    depth: int = 0
+    level: int = 0
+    doubtful: bool = False
+    common: Common | None = None
+
+
 @dataclass
 class _Parcel:
-    """What belongs to one arrival, not yet opened; `depth` counts the archives around it."""
+    """What belongs to one arrival, not yet opened; `depth` counts the archives around it, `common` pays for reading.
+
+    `beside` says that it came inside of something that is not all that came in.
+    """
 
     student: str | None
     name: str
@@ -240,6 +265,8 @@ class _Parcel:
     depth: int = 0
     submitted: datetime | None = None
     flags: list[Flag] = field(default_factory=list)
+    common: Common | None = None
+    beside: bool = False
 
 
 class _Sorter:
@@ -248,25 +275,25 @@ class _Sorter:
     def __init__(self, slug: str, roster: Roster | None, stack: ExitStack):
         self.slug, self.roster, self.stack = slug, roster, stack
 
-    def sort(self, places: list[_Place], depth: int, level: int = 0) -> list[_Parcel]:
+    def sort(self, places: list[_Place], around: _Around) -> list[_Parcel]:
         """Sorts the content of the inbox, or of a folder or archive in it that holds several students' work."""
         places = [place for place in places if not _is_hidden(place.name)]
         metadata = next((place for place in places if place.name == METADATA and place.read), None)
         if metadata is not None:
-            return self._gradescope(metadata, [place for place in places if place is not metadata], depth)
+            return self._gradescope(metadata, [place for place in places if place is not metadata], around)
         parcels, shared = [], {}
         for place in places:
             if match := MOODLE.fullmatch(place.name) or CANVAS.fullmatch(place.name):
                 system = "moodle_id" if match.re is MOODLE else "canvas_id"
                 key = (system, match["name"], match["number"])
                 if key not in shared:
-                    parcels.append(shared.setdefault(key, self._from_lms(*key, place, depth)))
+                    parcels.append(shared.setdefault(key, self._from_lms(*key, place, around.depth)))
                 parcel = shared[key]
                 parcel.places.append(place)
                 if match.re is CANVAS and match["late"] and not any(f.kind == "marked late" for f in parcel.flags):
                     parcel.flags.append(Flag("marked late", evidence="Canvas marks it as late"))
             else:
-                parcels += self._plain(place, depth, level)
+                parcels += self._plain(place, around, alone=len(places) == 1)
         return parcels
 
     def _from_lms(self, system: str, name: str, number: str, place: _Place, depth: int) -> _Parcel:
@@ -292,15 +319,22 @@ class _Sorter:
         ]
         return found[0] if wanted and len(found) == 1 else None
 
-    def _plain(self, place: _Place, depth: int, level: int) -> list[_Parcel]:
-        """A folder or file under a name that a person gave."""
+    def _plain(self, place: _Place, around: _Around, *, alone: bool) -> list[_Parcel]:
+        """A folder or file under a name that a person gave; `alone` where nothing else came with it."""
         student = self._find(place)
         inside = None
-        if level < MOST_CONTAINERS and (place.children or place.is_archive) and (student is None or not self.roster):
-            inside = self._inside(place, depth, level)
-        if inside is not None:
-            return inside
-        return [_Parcel(student, plain(place.trail), [place], depth)]
+        is_container = around.level < MOST_CONTAINERS and (place.children or place.is_archive)
+        if is_container and (student is None or not self.roster):
+            inside = self._inside(place, replace(around, doubtful=student is not None and not alone))
+        if inside is None:
+            return [_Parcel(student, plain(place.trail), [place], around.depth)]
+        for parcel in inside if not alone else ():
+            if parcel.student is not None and not parcel.beside:
+                parcel.beside = True
+                parcel.flags.append(
+                    Flag("found inside", evidence=plain(f"{place.trail}, which is not all that came in"))
+                )
+        return inside
 
     def _find(self, place: _Place) -> str | None:
         name = place.name
@@ -312,45 +346,54 @@ class _Sorter:
         short = name.replace(self.slug, "").strip(" _-.()") if self.slug in name else name
         return self.roster.find(name) or (self.roster.find(short) if short else None)
 
-    def _inside(self, place: _Place, depth: int, level: int) -> list[_Parcel] | None:
+    def _inside(self, place: _Place, around: _Around) -> list[_Parcel] | None:
         """The parcels in a folder or archive that holds several students' work; None where it holds one's, or no one's.
 
         An archive that cannot be opened holds no one's.
         """
         flags: list[Flag] = []
+        within = replace(around, level=around.level + 1)
         with ExitStack() as stack:  # of files that stay open only if they hold several students' work
             try:
                 if place.children:
                     children = place.children()
                 else:
-                    budget = Budget(size=512 * MIB, members=20_000)
-                    members, flags = open_archive(place.open(stack, budget), budget)
-                    children, depth = _in_archive(members, f"{place.trail}/"), depth + 1
+                    children, flags, within = _unpacked(place, within, stack)
             except (Refused, OSError):
                 return None
             children = [child for child in children if not _is_hidden(child.name)]
-            several = self._are_several(children)
+            several = self._are_several(children, within.doubtful)
             if not several and len(children) == 1 and children[0].children:
-                inside = self._inside(children[0], depth, level + 1) if level + 1 < MOST_CONTAINERS else None
+                inside = self._inside(children[0], within) if within.level < MOST_CONTAINERS else None
             else:
-                inside = self.sort(children, depth, level + 1) if several else None
+                inside = self.sort(children, within) if several else None
             if inside is None:
                 return None
             self.stack.push(stack.pop_all())
-        return [*inside, _Parcel(None, plain(place.trail), [], depth, flags=flags)] if flags else inside
+        if within.common is not around.common:  # the file on disk, with all archives in it
+            within.common.divide(len(inside))
+            for parcel in inside:
+                parcel.common = within.common
+        return [*inside, _Parcel(None, plain(place.trail), [], within.depth, flags=flags)] if flags else inside
 
-    def _are_several(self, places: list[_Place]) -> bool:
+    def _are_several(self, places: list[_Place], doubtful: bool) -> bool:
         """Whether these belong to several students: an LMS made the names, or two students of the roster have them.
 
-        One name alone may be what a stranger called his file to hand in for somebody else.
+        One name alone may be what a stranger called his file to hand in for somebody else. Without a roster, a name
+        like Canvas's may be that of a student's draft; an LMS makes most names, and for more than one student.
         """
-        if any(p.name == METADATA or MOODLE.fullmatch(p.name) or CANVAS.fullmatch(p.name) for p in places):
+        if any(place.name == METADATA for place in places):
             return True
-        return self.roster is not None and len({self._find(place) for place in places} - {None}) > 1
+        made = [match for p in places if (match := MOODLE.fullmatch(p.name) or CANVAS.fullmatch(p.name))]
+        if self.roster is None:
+            return 2 * len(made) > len(places) and (not doubtful or len({match["number"] for match in made}) > 1)
+        return bool(made) or len({self._find(place) for place in places} - {None}) > 1
 
-    def _gradescope(self, metadata: _Place, places: list[_Place], depth: int) -> list[_Parcel]:
+    def _gradescope(self, metadata: _Place, places: list[_Place], around: _Around) -> list[_Parcel]:
+        depth = around.depth
         try:
-            told = _read_metadata(metadata)
+            # For a folder on disk, enough for some thousands of submissions.
+            told = _read_metadata(metadata, around.common.told if around.common else Budget(256 * MIB, 20_000))
         except Exception as error:  # YAML's parser, and whatever an export has in unexpected places
             flag = Flag("unreadable", evidence=plain(f"{metadata.trail}: {type(error).__name__}: {error}"))
             return [_Parcel(None, plain(place.trail), [place], depth, flags=[flag]) for place in places]
@@ -371,6 +414,17 @@ class _Sorter:
         return next((found for name, column in ways if name and (found := self.roster.find(name, column))), None)
 
 
+def _unpacked(place: _Place, around: _Around, stack: ExitStack) -> tuple[list[_Place], list[Flag], _Around]:
+    """What lies in an archive, what was wrong with it, and what is around that; a file on disk pays for all in it."""
+    common = around.common
+    file = place.open(stack, common.kept if common else Budget())
+    if common is None:
+        common = Common(file.seek(0, io.SEEK_END))
+        file.seek(0)
+    members, flags = open_archive(file, common.kept)
+    return _in_archive(members, f"{place.trail}/"), flags, replace(around, depth=around.depth + 1, common=common)
+
+
 def _letters(name: str) -> str:
     return "".join(c for c in unicodedata.normalize("NFKD", name).casefold() if c.isalnum())
 
@@ -389,39 +443,54 @@ def _untagged(loader: _Loader, node: yaml.Node) -> object:
     return loader.construct_sequence(node) if isinstance(node, yaml.SequenceNode) else loader.construct_scalar(node)
 
 
-_Loader.add_constructor(None, _untagged)
+# Numbers stay as they are written: a long one takes quadratic time to compute.
+for _tag in (None, *(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool"))):
+    _Loader.add_constructor(_tag, _untagged)
 
 
-def _needed(text: str) -> str:
+def _needed(text: str) -> Iterator[str]:
     """The part of Gradescope's metadata that is used: the parser is slow, and the fast one crashes on deep nesting."""
-    lines, wanted = [], True
-    for line in text.splitlines():
-        if re.match(r"[^ ]| {2}[^\s-]", line):  # a new folder, or a new key of one
-            wanted = not line.startswith(" ") or line.startswith(("  :submitters:", "  :created_at:"))
-        lines += [line] if wanted else []
-    return "\n".join(lines)
+    wanted = True
+    for line in re.finditer(r".*\n|.+", text):
+        if re.match(r"[^ \r\n]| {2}[^\s-]", line[0]):  # a new folder, or a new key of one
+            wanted = line[0].startswith(("  :submitters:", "  :created_at:")) or not line[0].startswith(" ")
+        if wanted:
+            yield line[0]
 
 
-def _read_metadata(place: _Place) -> dict[str, tuple[list[dict[str, str]], datetime | None]]:
+def _read_metadata(place: _Place, budget: Budget) -> dict[str, tuple[list[dict[str, str]], datetime | None]]:
     """Who handed in each folder of Gradescope's export, and when."""
-    text = place.read(Budget(), 3 * MOST_BYTES).decode("utf-8-sig")
+    text = place.read(budget, 3 * MOST_BYTES).decode("utf-8-sig")
     try:
-        raw = yaml.load(_needed(text), Loader=_Loader)
+        raw = _parsed(_needed(text), budget)
     except yaml.YAMLError:  # it may refer to what was left out
-        raw = yaml.load(text, Loader=_Loader)
+        raw = _parsed([text], budget)
     told = {}
     for folder, about in raw.items():
         about = about if isinstance(about, dict) else {}
         submitters = about.get(":submitters")
-        people = [
-            {name: str(person.get(f":{name}") or "") for name in ("sid", "email")}
-            for person in (submitters if isinstance(submitters, list) else [])
-            if isinstance(person, dict)
-        ]
+        people = [person for person in submitters if isinstance(person, dict)] if isinstance(submitters, list) else []
+        budget.count(len(people))  # a few bytes can refer to many
         created = about.get(":created_at")
-        created = created if isinstance(created, datetime) else None
-        told[str(folder)] = (people, created.replace(tzinfo=UTC) if created and not created.tzinfo else created)
+        created = created if isinstance(created, datetime) and created.year in YEARS else None
+        told[str(folder)] = (
+            [{name: _text(person.get(f":{name}")) for name in ("sid", "email")} for person in people],
+            created.replace(tzinfo=UTC) if created and not created.tzinfo else created,
+        )
     return told
+
+
+def _parsed(lines: Iterable[str], budget: Budget) -> object:
+    kept = []
+    for line in lines:
+        budget.spend(YAML_COST * len(line))
+        kept.append(line)
+    return yaml.load("".join(kept), Loader=_Loader)
+
+
+def _text(value: object) -> str:
+    """A text; nothing for lists, which can be short to refer to and without end to write."""
+    return value if isinstance(value, str) else ""
 
 
 # ---------------------------------------------------------------------- what is in it
@@ -430,12 +499,16 @@ def _read_metadata(place: _Place) -> dict[str, tuple[list[dict[str, str]], datet
 def _chosen(parcels: list[_Parcel], slug: str, roster: Roster | None, released: NotebookNode | None) -> Arrival:
     """The arrival that counts of those of one student, if it has a notebook.
 
-    The newest; else what lies at the top under his own name, before what came inside of something else; else the last
-    by name.
+    Not what a stranger may have put inside of something else, while there is another; of the rest the newest; else what
+    lies at the top under his own name, before what came in a download; else the last by name.
     """
     student = parcels[0].student
     oldest = datetime.min.replace(tzinfo=UTC)
-    parcels = sorted(parcels, key=lambda p: (p.submitted or oldest, -p.name.count("/"), _natural(p.name)), reverse=True)
+    parcels = sorted(
+        parcels,
+        key=lambda p: (not p.beside, p.submitted or oldest, -p.name.count("/"), _natural(p.name)),
+        reverse=True,
+    )
     arrival = first = _opened(parcels[0], slug, released)
     for parcel in parcels[1:]:
         if arrival.notebook is not None:
@@ -470,7 +543,7 @@ def _opened(parcel: _Parcel, slug: str, released: NotebookNode | None) -> Arriva
         flags.insert(0, Flag("unknown student", evidence=parcel.name))
     try:
         with ExitStack() as stack:
-            budget = Budget()
+            budget = stack.enter_context(parcel.common.lend() if parcel.common else nullcontext(Budget()))
             finder = _Finder(stack, budget, flags)
             finder.look(parcel.places, (), parcel.depth)
             notebook = _picked(finder, slug, released)

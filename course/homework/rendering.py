@@ -1,14 +1,19 @@
 """What came from a student, as HTML that does nothing: text, code, Markdown, formulas, pictures.
 
 Text and code are escaped. Markdown is rendered without raw HTML, with links of three kinds only and without pictures.
-Formulas become MathML (no script needed to read it) that is built anew from a list of elements and attributes. Pictures
-are PNG files put together anew from their necessary chunks.
+Formulas become MathML (no script needed to read it), in a process that ends where one takes too long, and it is built
+anew from a list of elements and attributes. Pictures are PNG files put together anew from their necessary chunks.
 """
 
+import atexit
 import base64
 import binascii
+import contextlib
+import json
 import re
 import struct
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 import zlib
 from collections.abc import Iterator, Mapping
@@ -16,7 +21,6 @@ from functools import cache
 from html import unescape
 from typing import Any
 
-import math_core
 from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 from mdit_py_plugins.amsmath import amsmath_plugin
@@ -25,6 +29,8 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
+from course.homework.cleaning import few_empty_lines
+
 MOST_MARKDOWN = 20_000  # characters that are rendered; longer text is shown as it is
 MOST_CODE = 100_000  # characters that are highlighted
 MOST_SHOWN = 200_000  # characters of one text
@@ -32,6 +38,7 @@ LONG_FORMULA = 40  # characters of TeX that may be wider than a phone
 MOST_FORMULA = 2_000  # characters of TeX: math-core recurses in native code
 MOST_MATHML = 60_000  # characters of MathML that a formula may become
 MOST_DEPTH = 60  # levels of MathML
+MOST_SECONDS = 3  # for one formula; those of the course take milliseconds, of a machine that may be busy
 MOST_PICTURE = 1_000_000  # bytes
 MOST_PIXELS, MOST_SIDE = 16_000_000, 10_000
 
@@ -48,10 +55,10 @@ mphantom mstyle mmultiscripts mprescripts none menclose
 """
 ATTRIBUTES = """
 display displaystyle scriptlevel mathvariant stretchy symmetric form fence separator accent accentunder movablelimits
-largeop lspace rspace minsize maxsize linethickness width height depth voffset columnspacing rowspacing columnalign
-rowalign notation
+largeop lspace rspace minsize maxsize width height depth columnspacing rowspacing columnalign rowalign notation
 """
 LENGTH = re.compile(r"-?(\d{1,2}(\.\d+)?|\.\d+)(em|ex|px|mu|%)?|100%")
+THIN = re.compile(r"0(\.\d+(em|rem|ex))?")  # a fraction's line; a thick one is a bar over what stands above
 WORDS = re.compile(r"[a-z-]+( [a-z-]+)*")
 STYLE = re.compile(r"(text-align|justify-items|padding-\w+|width|border-(left|right|top|bottom))\s*:\s*[\w. %-]+")
 
@@ -67,7 +74,7 @@ def visible(text: str) -> str:
 
 def code_html(source: str, *, label: str = "Code") -> Markup:
     """Python, highlighted; not parsed where it is very long."""
-    source = visible(source)
+    source = few_empty_lines(visible(source))
     if len(source) > MOST_CODE:
         return plain_html(source, label=label)
     body = Markup(highlight(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True)))
@@ -142,7 +149,12 @@ def _raw_html(renderer, tokens, index, options, env) -> str:  # never made, for 
 
 
 def _formula(renderer, tokens, index, options, env) -> str:
-    return str(formula_html(tokens[index].content, display=tokens[index].type != "math_inline"))
+    if "late" not in env:
+        try:
+            return str(formula_html(tokens[index].content, display=tokens[index].type != "math_inline"))
+        except TimeoutError:
+            env["late"] = True  # a text has room for hundreds of such formulas: it gets no further one
+    return str(_tex(tokens[index].content))
 
 
 RULES = {
@@ -154,18 +166,17 @@ RULES = {
 }
 
 
-@cache
-def _mathematics() -> math_core.LatexToMathML:
-    return math_core.LatexToMathML(max_expansions=50, fancy_error=False)
-
-
 def formula_html(source: str, *, display: bool) -> Markup:
-    """TeX as MathML built anew from a list of elements and attributes; shown as TeX where that is not possible."""
+    """TeX as MathML built anew from a list of elements and attributes; shown as TeX where that is not possible.
+
+    Raises:
+        TimeoutError: The formula was given up.
+    """
     source = source.strip()
     sound = 0 < len(source) <= MOST_FORMULA and not DEFINES.search(source)
     made = _mathml(source, display) if sound else None
     if made is None:
-        return Markup('<code class="formula">{}</code>').format(source)
+        return _tex(source)
     if not display and len(source) <= LONG_FORMULA:
         return Markup(made)
     kind = "formula" if display else "formula inline"
@@ -173,15 +184,70 @@ def formula_html(source: str, *, display: bool) -> Markup:
     return Markup('<span class="{}"{}>{}</span>').format(kind, scrolls, Markup(made))
 
 
+def _tex(source: str) -> Markup:
+    return Markup('<code class="formula">{}</code>').format(source.strip())
+
+
 def _mathml(source: str, display: bool) -> str | None:
+    made = _converted(source, display)
+    if not made or len(made) > MOST_MATHML:
+        return None
     try:
-        made = _mathematics().convert_with_local_state(source, displaystyle=display)
-        if len(made) > MOST_MATHML:
-            return None
         tree = _rebuilt(ElementTree.fromstring(ENTITY.sub(lambda entity: unescape(entity[0]), made)), 0)
-    except (math_core.LatexError, ElementTree.ParseError, ValueError, RecursionError):
+    except (ElementTree.ParseError, ValueError, RecursionError):
         return None
     return ElementTree.tostring(tree, encoding="unicode", short_empty_elements=False)
+
+
+# math-core runs in a process of its own. It is native code that nothing within its process can interrupt, and with
+# each delimiter that is opened and never closed its time doubles. What ends it is a clock that needs no Python.
+CONVERTER = """
+import faulthandler, json, sys
+import math_core
+mathematics = math_core.LatexToMathML(max_expansions=50, fancy_error=False)
+for line in sys.stdin:
+    seconds, source, display = json.loads(line)
+    faulthandler.dump_traceback_later(seconds, exit=True)
+    try:
+        made = mathematics.convert_with_local_state(source, displaystyle=display)
+    except (math_core.LatexError, ValueError):
+        made = ""
+    faulthandler.cancel_dump_traceback_later()
+    print(json.dumps(made), flush=True)
+"""
+_idle: list[subprocess.Popen[str]] = []
+
+
+def _converted(source: str, display: bool) -> str:
+    """What math-core makes of TeX; empty where it is none."""
+    converter = _idle.pop() if _idle else _converter()
+    try:
+        print(json.dumps([MOST_SECONDS, source, display]), file=converter.stdin, flush=True)
+        answer = converter.stdout.readline()
+    except OSError:  # it had ended before it was asked
+        answer = ""
+    if not answer:
+        _end(converter)
+        raise TimeoutError(f"formula: received one that took more than {MOST_SECONDS} s; rule: at most so long")
+    _idle.append(converter)  # after an answer only: one that was left in the middle would give it to the next formula
+    return json.loads(answer)
+
+
+def _converter() -> subprocess.Popen[str]:
+    pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+    command = [sys.executable, "-P", "-c", CONVERTER]  # -P: no module of the folder that one works in
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, encoding="ascii")
+
+
+def _end(converter: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(OSError), converter:  # closes the pipes, and waits for its end
+        pass
+
+
+@atexit.register
+def _end_all() -> None:
+    while _idle:
+        _end(_idle.pop())
 
 
 def _rebuilt(element: ElementTree.Element, depth: int) -> ElementTree.Element:
@@ -203,6 +269,8 @@ def _rebuilt(element: ElementTree.Element, depth: int) -> ElementTree.Element:
 def _harmless(name: str, value: str) -> bool:
     if name == "style":
         return all(STYLE.fullmatch(part.strip()) for part in value.split(";") if part.strip())
+    if name == "linethickness":
+        return bool(THIN.fullmatch(value))
     return name in ATTRIBUTES.split() and bool(LENGTH.fullmatch(value) or WORDS.fullmatch(value))
 
 

@@ -27,6 +27,7 @@ import nbformat
 from jinja2 import BaseLoader, ChoiceLoader, DictLoader, Environment
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.utils import url_path_join
+from markupsafe import Markup
 from nbformat import NotebookNode
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.server_extensions.formgrader import apihandlers, handlers
@@ -35,7 +36,7 @@ from tornado import web
 from traitlets.config import Config
 
 from course.chapters import CourseError
-from course.homework.cleaning import clean_markdown, clean_text
+from course.homework.cleaning import clean_markdown, clean_text, few_empty_lines
 from course.homework.gradebook import Book
 from course.homework.rendering import cells, markdown_html, name_of, outputs, source_of
 from course.homework.results import Flag, Result, Score
@@ -76,7 +77,7 @@ def _copy(cell: dict[str, Any], index: int) -> NotebookNode:
     identity, name = str(cell.get("id", "")), name_of(cell)
     identity = identity if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", identity) else f"cell-{index}"
     if cell.get("cell_type") == "code":
-        copied = nbformat.v4.new_code_cell(clean_text(source_of(cell)), id=identity)
+        copied = nbformat.v4.new_code_cell(few_empty_lines(clean_text(source_of(cell))), id=identity)
         copied.outputs = list(_outputs(cell))
     else:
         copied = nbformat.v4.new_markdown_cell(clean_markdown(source_of(cell)), id=identity)
@@ -268,8 +269,9 @@ class Formgrader(FormgradeExtension):
 
 
 def markdown2html(source: str) -> str:
-    """In place of nbconvert's filter, which lets raw HTML through."""
-    return str(markdown_html(source))
+    """In place of nbconvert's filter, which lets raw HTML through, and a text be drawn over what stands above it."""
+    box = "overflow: auto hidden; padding: 0.4em 0"  # with room for letters that are taller than their line
+    return str(Markup('<div style="{}">{}</div>').format(box, markdown_html(source)))
 
 
 SIDEBAR = """{%- extends 'base.tpl' -%}

@@ -92,15 +92,20 @@ def collect(
             write(folder, slug, submission)
         yield Collected(arrival.student, arrival.name, state, submission.flags)
     if not dry_run:
-        write_atomic(folder.set_aside(slug), json.dumps(aside, indent=1, ensure_ascii=False) + "\n")
+        every = {**_set_aside(folder, slug), str(inbox.absolute()): aside}
+        write_atomic(folder.set_aside(slug), json.dumps(every, indent=1, ensure_ascii=False) + "\n")
 
 
 def set_aside(folder: TeachingFolder, slug: str) -> list[str]:
-    """The names of what the last `collect` set aside for a person."""
+    """The names of what the last `collect` of each inbox set aside for a person."""
+    return [name for inbox, names in _set_aside(folder, slug).items() if Path(inbox).exists() for name in names]
+
+
+def _set_aside(folder: TeachingFolder, slug: str) -> dict[str, list[str]]:
     try:
-        return [str(name) for name in json.loads(folder.set_aside(slug).read_text(encoding="utf-8"))]
-    except (OSError, ValueError, TypeError):  # nothing was collected yet, or by hand
-        return []
+        return dict(json.loads(folder.set_aside(slug).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # nothing was collected yet
+        return {}
 
 
 def students(folder: TeachingFolder, slug: str) -> list[str]:

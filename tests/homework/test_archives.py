@@ -12,7 +12,7 @@ import zlib
 
 import pytest
 
-from course.homework.archives import MIB, Budget, Refused, open_archive, split_name
+from course.homework.archives import MIB, Budget, Common, Refused, open_archive, split_name
 from tests.homework.handed_out import tarred, zipped
 
 
@@ -148,6 +148,22 @@ def test_the_budget_is_shared_by_all_members():
     contents, kinds = look(zipped(files), Budget(size=3 * MIB))
     assert len(contents) == 3
     assert set(kinds) == {"too large"}
+
+
+def test_what_lies_in_one_file_shares_a_budget_and_each_submission_has_its_part():
+    common, most = Common(packed=2 * MIB), Budget().size
+    common.divide(20)
+    total, given = common.left.size, []
+    for _ in range(4):
+        with common.lend() as budget:
+            given.append(budget.size)
+            with pytest.raises(Refused, match="too large"):
+                budget.spend(200 * MIB)
+    share = total // 20
+    assert given == [most, total - most + 2 * share, share, share]
+    with common.lend() as budget:
+        budget.count(1_000)
+        assert budget.members == 0
 
 
 def test_a_file_may_not_be_larger_than_its_reader_takes():

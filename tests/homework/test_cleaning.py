@@ -8,7 +8,15 @@ from html.parser import HTMLParser
 import pytest
 from nbconvert.filters import markdown2html
 
-from course.homework.cleaning import MOST_OPENERS, clean_markdown, clean_text, hazard, is_strange, plain
+from course.homework.cleaning import (
+    MOST_OPENERS,
+    clean_markdown,
+    clean_text,
+    few_empty_lines,
+    hazard,
+    is_strange,
+    plain,
+)
 
 ELEMENTS = {"p", "a", "em", "strong", "del", "code", "pre", "span", "div", "br", "hr", "ul", "ol", "li", "dl", "dt"}
 ELEMENTS |= {"dd", "blockquote", "h1", "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td"}
@@ -261,6 +269,14 @@ def test_texts_that_would_hold_up_the_page_are_shortened():
     few = "\\begin{a}" * MOST_OPENERS
     assert clean_markdown(few) == few
     assert "\\begin{" not in clean_markdown(few + "\\begin{a}")
+
+
+def test_code_keeps_its_lines_and_at_most_a_hundred_empty_ones_in_a_row():
+    honest = "def f():\n\n\n    x = 1  \n\n" + "\n" * 99 + "\ty\n"
+    assert few_empty_lines(honest) == honest
+    assert few_empty_lines("a\n    \n\t\nb") == "a\n\n\nb"
+    assert few_empty_lines("a" + "\n \u2003" * 50_000 + "\n  b") == "a" + "\n" * 101 + "  b"
+    assert few_empty_lines(" " * 100_000) == " " * 100_000
 
 
 def test_strange_characters_are_escaped_for_messages_and_replaced_in_texts():

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import tracemalloc
 import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import nbformat
 import pytest
 
 from course.chapters import CourseError
-from course.homework import collecting
+from course.homework import archives, collecting
 from course.homework.archives import MIB
 from course.homework.collecting import Arrival, arrivals, pack
 from course.homework.roster import Roster, Student
@@ -207,7 +208,7 @@ def test_of_several_arrivals_the_newest_counts(tmp_path):
     drop(tmp_path / "b", {name: work("older") for name in GRADESCOPE} | {"export/submission_metadata.yml": early})
     found = collect(drop(tmp_path / "a", GRADESCOPE).parent)
     assert found["ada"].notebook == ADA
-    assert kinds(found["ada"]) == ["several arrivals"]
+    assert kinds(found["ada"]) == ["found inside", "several arrivals"]
     assert found["ada"].submitted == NOON
 
 
@@ -449,3 +450,117 @@ def test_what_lies_under_a_students_own_name_is_not_overridden_from_inside_of_so
     came = {arrival.student: arrival for arrival in arrivals(tmp_path, SLUG, roster)}
     assert {student: json.loads(arrival.notebook)["mark"] for student, arrival in came.items()} == {"ada": 1, "bob": 2}
     assert all("several arrivals" in [flag.kind for flag in arrival.flags] for arrival in came.values())
+
+
+def exported(sid: str, created: str, data: bytes) -> dict[str, bytes]:
+    """What pretends to be Gradescope's export of one submission."""
+    metadata = f"s1:\n  :submitters:\n  - :sid: {sid}\n  :created_at: {created}\n"
+    return {"submission_metadata.yml": metadata.encode(), f"s1/{NOTEBOOK}": data}
+
+
+@pytest.mark.parametrize("roster", [ROSTER, None], ids=["roster", "no roster"])
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_strangers_export_does_not_replace_what_came_under_the_students_own_name(tmp_path, roster, packed):
+    forged = exported("ada", "2099-01-01 00:00:00 Z", work("forged"))
+    files = {"mallory.zip": zipped(forged)} if packed else {f"mallory/{name}": data for name, data in forged.items()}
+    ada = collect(drop(tmp_path, files | {"ada.ipynb": ADA}), roster)["ada"]
+    assert (ada.notebook, ada.submitted, kinds(ada)) == (ADA, None, ["renamed", "several arrivals"])
+
+
+@pytest.mark.parametrize("forged", [exported("ada", "", ADA), {f"ada/{NOTEBOOK}": ADA, f"bob/{NOTEBOOK}": BOB}])
+def test_what_comes_from_inside_of_something_beside_other_arrivals_is_flagged(tmp_path, forged):
+    (wrapped := tmp_path / "1").mkdir()
+    files = {"homework.zip": zipped({f"wrap/{name}": data for name, data in forged.items()})}
+    assert kinds(collect(drop(wrapped, files))["ada"]) == []
+    found = collect(drop(tmp_path / "2", files | {f"zoe/{NOTEBOOK}": ZOE}))
+    assert [str(flag) for flag in found["ada"].flags] == [
+        "found inside: homework.zip, which is not all that came in",
+    ]
+    assert kinds(found["zoe"]) == []
+    inner = {f"zoe/{NOTEBOOK}": ZOE, f"bob/{NOTEBOOK}": BOB, "x.zip": zipped(exported("ada", "", ADA))}
+    found = collect(drop(tmp_path / "3", {"download.zip": zipped(inner)}))
+    assert {student: kinds(arrival) for student, arrival in found.items()} == {
+        "ada": ["found inside"],
+        "bob": [],
+        "zoe": [],
+    }
+
+
+@pytest.mark.parametrize("beside", [{}, {"zoe.ipynb": ZOE}], ids=["alone", "beside"])
+def test_without_a_roster_downloads_are_told_apart_from_a_students_drafts(tmp_path, beside):
+    download = {f"a_1_11_{NOTEBOOK}": ADA, f"b_2_12_{NOTEBOOK}": BOB, "c_3_text.html": b""}
+    found = collect(drop(tmp_path / "1", {"submissions.zip": zipped(download)} | beside), roster=None)
+    assert (found["1"].notebook, found["2"].notebook) == (ADA, BOB)
+    assert kinds(found["1"]) == (["found inside"] if beside else [])
+    found = collect(drop(tmp_path / "2", {f"ada/{NOTEBOOK}": ADA, "ada/hw_1_2_draft.ipynb": BOB} | beside), roster=None)
+    assert set(found) == {"ada"} | {"zoe" for _ in beside}
+    assert (found["ada"].notebook, kinds(found["ada"])) == (ADA, ["several notebooks"])
+    if beside:
+        found = collect(drop(tmp_path / "3", {"ada/hw_1_2_draft.ipynb": ADA} | beside), roster=None)
+        assert found["ada"].notebook == ADA
+
+
+@pytest.mark.parametrize("created", ["0001-01-01 00:00:00 +14:00", "9999-12-31 23:59:59 -14:00", "2027-01-01", "soon"])
+def test_a_time_that_is_none_or_at_the_end_of_the_calendar_is_not_taken(tmp_path, created):
+    assert one(tmp_path, exported("ada", created, ADA)) == Arrival("ada", "s1", ADA)
+
+
+def test_numbers_in_metadata_are_taken_as_they_are_written(tmp_path):
+    roster = Roster([Student("ada", identities={"gradescope_id": "0077"}), Student("bob", email="1:1")])
+    assert one(tmp_path / "1", exported("0077", "", ADA), roster=roster).student == "ada"
+    assert one(tmp_path / "2", exported("5", "", ADA), roster=roster).student is None
+
+
+def nested_aliases() -> bytes:
+    lines = ["s1:", "  :submitters:", "  - &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"  - &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 7)]
+    return "\n".join([*lines, "  - :sid: *a6"]).encode()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "kind"),
+    [
+        (nested_aliases(), "unknown student"),
+        (
+            b"s1: &s\n  :submitters: [&a {}" + b", *a" * 250 + b"]" + b"\n".join(b"\n%d: *s" % n for n in range(99)),
+            "unreadable",
+        ),
+        (b"s1:\n  :submitters: {" + b"x," * 450_000 + b"}", "unreadable"),
+    ],
+    ids=["nested", "many", "long"],
+)
+def test_metadata_takes_no_more_memory_than_a_submission_may(tmp_path, metadata, kind):
+    drop(tmp_path, {"submission_metadata.yml": metadata, f"s1/{NOTEBOOK}": ADA})
+    tracemalloc.start()
+    arrival = one(tmp_path, {})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert kind in kinds(arrival)
+    assert peak < 60 * MIB
+
+
+def test_an_archive_of_archives_pays_for_all_that_stay_open(tmp_path):
+    files = tarred({f"a_1_2_{NOTEBOOK}": b"{}", "padding": bytes(30 * MIB)})
+    # Some of the zeros are not packed; so the others may be, at a ratio that is allowed.
+    inner = gzip.compress(files[: MIB // 4], 0) + gzip.compress(files[MIB // 4 :])
+    drop(tmp_path, {"homework.zip": zipped({f"b_3_4_{NOTEBOOK}": b"{}"} | {f"{n}.tar.gz": inner for n in range(9)})})
+    tracemalloc.start()
+    found = list(arrivals(tmp_path, SLUG, ROSTER))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    opened = {arrival.name.split("/")[1] for arrival in found if arrival.name.endswith("padding")}
+    assert opened == {f"{n}.tar.gz" for n in range(2)}
+    assert peak < 120 * MIB
+
+
+def test_submissions_in_one_small_archive_read_little_together_and_each_its_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "FREE_COMMON", 4 * MIB)
+    submission = zipped({f"{n}.ipynb": b" " * 900_000 for n in range(4)})
+    files = {f"x_{n}_1_y.zip": submission for n in range(20)} | {f"lovelaceada_1815_1_{NOTEBOOK}": ADA}
+    sizes = []
+    read_submission = collecting.read_submission
+    monkeypatch.setattr(collecting, "read_submission", lambda raw: sizes.append(len(raw)) or read_submission(raw))
+    found = collect(drop(tmp_path, {"homework.zip": zipped(files)}))
+    assert found["ada"] == Arrival("ada", f"homework.zip/lovelaceada_1815_1_{NOTEBOOK}", ADA)
+    assert "too large" in kinds(found[None])
+    assert 3 * MIB < sum(sizes) < 9 * MIB

@@ -1,8 +1,11 @@
 """What a student gets back: complete, readable by anybody, inert, and silent about what is hidden."""
 
 import base64
+import json
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
@@ -289,6 +292,12 @@ def test_very_long_code_is_shown_without_colors():
     assert "<span" not in code_html("x = 1\n" * rendering.MOST_CODE)
 
 
+def test_the_highlighter_gets_no_long_run_of_empty_lines():
+    """It takes time that is quadratic in their number."""
+    assert code_html("x" + "\n \t" * 2_000 + "\n  y").count("\n") == 102  # one is the highlighter's
+    assert code_html("def f():\n\n\n    return 1\n").count("\n") == 4
+
+
 # ---------------------------------------------------------------------- formulas
 
 
@@ -320,6 +329,88 @@ def test_what_is_no_formula_is_shown_as_it_stands(source):
 def test_a_formula_cannot_be_nested_without_end():
     assert "<math" in formula_html("x^{" * 20 + "x" + "}" * 20, display=True)
     assert "<math" not in formula_html("x^{" * 100 + "x" + "}" * 100, display=True)
+
+
+HONEST = [
+    "[0, 1)",
+    "(0, 1]",
+    "]0, 1[",
+    r"\left[0, 1\right) \cup \left(1, 2\right]",
+    r"[0, 1) \cup [1, 2) \cup " + r" \cup ".join(f"({n}, {n + 1}]" for n in range(2, 20)),
+    "|x| + |y|",
+    r"\lVert x \rVert \le \lvert y \rvert + \lfloor z \rfloor",
+    r"\bigl( \Bigl[ x \Bigr] \bigr)",
+    "(" * 12 + "x" + ")" * 12,
+    "f(" * 12 + "x" + ")" * 12,
+    r"\left(" * 12 + "x" + r"\right)" * 12,
+    r"\{x : (x_1, x_2) \in \mathbb{R}^2\}",
+    r"\mathbb{E}\bigl[\lVert v_\theta((1-t)x_0 + t x_1, t) - (x_1 - x_0) \rVert^2\bigr]",
+    r"\begin{aligned} f(x) &= (a + b \\ &\quad + c) \cdot \sin(x) \end{aligned}",
+    "(a, b" + "x" * 20,
+]
+
+
+@pytest.mark.parametrize("source", HONEST)
+def test_delimiters_of_every_honest_kind_become_mathml(source):
+    assert "<math" in formula_html(source, display=True)
+    assert "<math" in markdown_html(f"Here ${source}$.")
+
+
+# For each text: how many formulas math-core was asked for, and what is shown. In a process of its own, to be stopped.
+ENDLESS = """
+import json, sys
+from course.homework import rendering
+rendering.MOST_SECONDS = 1
+asked, converted = [], rendering._converted
+rendering._converted = lambda *formula: asked.append(formula) or converted(*formula)
+for text in json.load(sys.stdin):
+    asked.clear()
+    shown = rendering.markdown_html(text)
+    print(json.dumps([len(asked), shown]))
+"""
+ENDLESS_FORMULAS = [
+    "(" * 60,
+    "[x" * 60,
+    r"\{" * 60,
+    r"\lVert x" * 60,
+    r"\bigl|" * 60,
+    "⟨" * 60,
+    "{(}" * 60,
+    "(^)" * 60,
+]
+
+
+def test_a_formula_that_takes_for_ever_is_shown_as_it_stands():
+    texts = [f"$y$ ${formula}$ " + f"and ${formula}x$ " * 20 + "*end*" for formula in ENDLESS_FORMULAS]
+    command = [sys.executable, "-c", ENDLESS]
+    done = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, timeout=60, check=True)
+    for formula, line in zip(ENDLESS_FORMULAS, done.stdout.splitlines(), strict=True):
+        asked, html = json.loads(line)
+        assert asked == 2  # the honest one, and the first of twenty-one
+        assert html.count("<math") == 1
+        assert "".join(Elements(html).text).count(formula) == 21
+        assert "<em>end</em>" in html
+
+
+def test_formulas_go_on_after_a_converter_that_has_ended():
+    assert "<math" in markdown_html("$x$")
+    rendering._idle[-1].kill()
+    rendering._idle[-1].wait()
+    with pytest.raises(TimeoutError):
+        formula_html("x", display=False)
+    assert "<math" in markdown_html("$x$")
+
+
+@pytest.mark.parametrize("source", [r"\raisebox{75em}{x}", r"\genfrac{}{}{90em}{}{a}{b}", r"\genfrac{}{}{9em}{}{a}{b}"])
+def test_a_formula_draws_over_nothing_else(source):
+    html = str(formula_html(source, display=True))
+    assert "<math" in html
+    assert not re.search(r"voffset|linethickness|\dem", html)
+
+
+def test_lines_of_fractions_stay_as_thin_as_they_were_meant():
+    assert 'linethickness="0"' in formula_html(r"\binom{n}{k}", display=True)
+    assert 'linethickness="0.1em"' in formula_html(r"\genfrac{}{}{0.1em}{}{a}{b}", display=True)
 
 
 # ---------------------------------------------------------------------- pictures

@@ -96,6 +96,12 @@ def test_a_flood_of_text_is_cut():
     assert sum(len(output.text) for output in cell.outputs) == review.MOST_OUTPUT
 
 
+def test_the_highlighter_gets_no_long_run_of_empty_lines():
+    shown = sources(reviewed(code="x" + "\n " * 2_000 + "\n  y", own=["z" + " \n" * 2_000]))
+    assert shown["paused-path"] == "x" + "\n" * 101 + "  y"
+    assert shown["own-1"].count("\n") == 101
+
+
 @pytest.mark.parametrize("broken", [{}, {"cells": 3}, {"cells": [1, {"id": 2, "metadata": [], "source": {}}]}])
 def test_a_damaged_result_gives_a_page_all_the_same(broken):
     notebook = review.for_review(marked.result(broken), marked.assignment())
@@ -191,6 +197,9 @@ def test_the_page_shows_the_answer_the_rubric_and_formulas_without_the_network(p
     assert marked.RUBRIC in text
     assert "<script>fired()</script>" in text or "< script>fired()</script>" in text
     assert page.locator("math mfrac").count() == 2
+    box = page.locator("#notebook-container math").first.locator("xpath=ancestor::div[1]")
+    assert box.evaluate("e => getComputedStyle(e).overflow") == "auto hidden"  # so no text is drawn over another one
+    assert box.evaluate("e => e.scrollHeight <= e.clientHeight")
     assert page.blocked == []
     assert [error for error in page.errors if "Content Security Policy" not in error] == []
 

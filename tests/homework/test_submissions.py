@@ -63,6 +63,9 @@ def test_a_student_whom_nobody_knows_is_set_aside(released):
     assert states(released) == {"ada": "new", None: "set aside"}
     assert students(released, toy.SLUG) == ["ada"]
     assert set_aside(released, toy.SLUG) == ["mallory"]
+    (released.root / "mails").mkdir()
+    assert tuple(collect(released, toy.SLUG, CLASS, released.root / "mails")) == ()  # and nothing is forgotten
+    assert set_aside(released, toy.SLUG) == ["mallory"]
     (released.inbox(toy.SLUG) / "mallory").rename(released.inbox(toy.SLUG) / "bob")
     assert states(released) == {"ada": "unchanged", "bob": "new"}
     assert set_aside(released, toy.SLUG) == []
