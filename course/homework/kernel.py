@@ -43,8 +43,10 @@ KERNEL = (  # what a kernel imports anyway
 COURSE = ("torch", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "companion.exercises.checking")
 HANDSHAKE_SECONDS = 30
 MOST_FLAGS = 20
+MOST_EVIDENCE = 1000  # characters of one flag
 MOST_PIXELS = 50_000_000  # of one picture
 SMALLEST = 200  # bytes that an output counts for, however small
+ONCE = ("execute_reply", "busy", "idle")  # what a kernel says of every cell
 
 
 @dataclass(frozen=True)
@@ -158,14 +160,16 @@ class Kernel:
         """Listens until the cell is answered; interrupts it at `end`, and gives up a little later.
 
         Answered means: the reply on one socket and `idle` on the other. The reply alone will do after a while, for the
-        kernel drops messages when it writes faster than it is read.
+        kernel drops messages when it writes faster than it is read. So will `idle` alone after an interrupt: one that
+        comes between the end of the code and the reply makes the kernel forget the reply, and go on.
         """
         quiet = self._limits.grace_seconds
         heard = time.monotonic()
         poll = self._poll()
         while not (cell.reply and cell.idle):
             now = time.monotonic()
-            if cell.reply and (now > heard + quiet or now > end):
+            half = cell.reply or (cell.idle and cell.interrupted)
+            if half and (now > heard + quiet or now > end):
                 return
             if now > end and cell.interrupted:
                 self._lose("timeout: a cell took too long and ignored the interrupt")
@@ -175,7 +179,7 @@ class Kernel:
                 end = now + self._limits.grace_seconds
                 self._interrupted = True
                 self._sandbox.interrupt()
-            patience = min(end, heard + quiet) if cell.reply else end
+            patience = min(end, heard + quiet) if half else end
             ready = {descriptor for descriptor, _ in poll.poll(max(1, 1000 * (patience - now)))}
             for wire in (self._iopub, self._shell):
                 if wire.fileno() in ready:
@@ -217,7 +221,7 @@ class Kernel:
         if not isinstance(content, dict) or not isinstance(kind, str):
             raise ValueError("received content that is no JSON object")
         if wire is self._shell or kind == "status":
-            self._note(kind if kind != "status" else str(content.get("execution_state")), name)
+            self._note(kind if kind != "status" else content.get("execution_state"), name)
         if name != cell.name:
             return
         if wire is self._shell and kind == "execute_reply":
@@ -227,12 +231,18 @@ class Kernel:
         elif wire is self._iopub:
             cell.add(kind, content, message.size)
 
-    def _note(self, what: str, name: Any) -> None:
-        """The kernel says each of these once about a cell; whoever says it again is not the kernel."""
+    def _note(self, what: Any, name: Any) -> None:
+        """The kernel says a few things of a cell, each once; whoever says another, or one again, is not the kernel.
+
+        Only those few are kept: a forger may say any number of others, of any length.
+        """
         seen = self._seen.get(name) if isinstance(name, str) else None
         if seen is None and what == "execute_reply":
             self._flag("forged message", "an answer to a cell that was never asked")
         if seen is None:
+            return
+        if what not in ONCE:
+            self._flag("forged message", f"'{_text(what, 40)}' about a cell, which no kernel says")
             return
         if what in seen:
             self._flag("forged message", f"'{what}' a second time for one cell")
@@ -281,7 +291,7 @@ class Kernel:
 
     def _flag(self, kind: str, evidence: str) -> None:
         """Once for each kind and evidence, and not without end."""
-        flag = Flag(kind, evidence=_clean(evidence))
+        flag = Flag(kind, evidence=_text(evidence, MOST_EVIDENCE))
         with self._lock:
             if flag not in self.flags and len(self.flags) < MOST_FLAGS:
                 self.flags.append(flag)

@@ -76,14 +76,16 @@ REFUSED = {
     "io_uring_register": (427, 427),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
+    "vmsplice": (278, 75),
     "shmget": (29, 194),
     "msgget": (68, 186),
     "semget": (64, 190),
     "mq_open": (240, 180),
 }
-CLONE, CLONE3, SOCKET = (56, 220), (435, 435), (41, 198)
+CLONE, CLONE3, SOCKET, SETSOCKOPT = (56, 220), (435, 435), (41, 198), (54, 208)
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, and how seccomp calls it
 FAMILIES = (1, 2, 10, 16)  # unix, IPv4, IPv6, netlink: they end at the network namespace; AF_VSOCK and others do not
+SOL_SOCKET, BUFFERS = 1, (7, 8)  # SO_SNDBUF, SO_RCVBUF: memory of no process; `sandbox` counts sockets of usual size
 
 
 # ---------------------------------------------------------------------- the parent
@@ -261,8 +263,10 @@ def _filter() -> bytes:
     """
     column, architecture = ARCHITECTURES[platform.machine()]
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    number, machine_type, argument = 0, 4, 16  # offsets in struct seccomp_data, on little-endian machines
+    number, machine_type = 0, 4  # offsets in struct seccomp_data, on little-endian machines
+    argument, second, third = 16, 24, 32
     refuse, unknown, family = 0x50000 | 1, 0x50000 | 38, 0x50000 | 97  # EPERM, ENOSYS, EAFNOSUPPORT
+    ignore = 0x50000  # as if done: the system cuts such sizes without a word, too
     namespaces = sum(NEW.values())
     code = [(load, 0, 0, machine_type), (equal, 1, 0, architecture), (give, 0, 0, refuse)]
     code += [(load, 0, 0, number), (at_least, 0, 1, 0x40000000), (give, 0, 0, refuse)]  # the x32 calls
@@ -274,6 +278,8 @@ def _filter() -> bytes:
     ]  # its flags lie in memory; libraries fall back to clone
     code += [(equal, 0, 4, CLONE[column]), (load, 0, 0, argument), (any_bit, 0, 1, namespaces), (give, 0, 0, refuse)]
     code += [(load, 0, 0, number)]
+    code += [(equal, 0, 6, SETSOCKOPT[column]), (load, 0, 0, second), (equal, 0, 4, SOL_SOCKET), (load, 0, 0, third)]
+    code += [(equal, 1, 0, BUFFERS[0]), (equal, 0, 1, BUFFERS[1]), (give, 0, 0, ignore), (load, 0, 0, number)]
     code += [(equal, 0, len(FAMILIES) + 3, SOCKET[column]), (load, 0, 0, argument)]
     code += [(equal, len(FAMILIES) - i, 0, allowed) for i, allowed in enumerate(FAMILIES)]
     code += [(give, 0, 0, family), (load, 0, 0, number), (give, 0, 0, 0x7FFF0000)]

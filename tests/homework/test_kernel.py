@@ -154,6 +154,23 @@ def test_a_loop_that_ignores_interrupts_ends_the_kernel(kernel, source):
     assert kernel.flags == []
 
 
+def test_an_interrupt_between_the_code_and_the_reply_costs_one_cell(kernel):
+    """The kernel then says that it is idle, and never replies: a student whose cell just ends in time meets this."""
+    source = """
+    import time
+    _kernel = get_ipython().kernel
+    def late(*arguments, real=_kernel.finish_metadata):
+        _kernel.finish_metadata = real
+        time.sleep(100)
+    _kernel.finish_metadata = late
+    print("done")
+    """
+    outcome = run(kernel, source, seconds=0.3)
+    assert (outcome.state, outcome.error, printed(outcome)) == ("timeout", None, "done\n")
+    assert alive(kernel)
+    assert kernel.flags == []
+
+
 def test_all_cells_together_have_a_time(warm_parent):
     with warm_parent.kernel(limits=Limits(submission_seconds=1)) as kernel:
         assert run(kernel, "import time\ntime.sleep(30)").state == "lost"
@@ -288,6 +305,25 @@ def test_memory_that_belongs_to_no_process_is_refused(kernel):
         """,
     )
     assert printed(outcome) == "no memfd\n-1 -1\n"
+
+
+def test_many_sockets_count_as_memory(kernel):
+    """What they hold is charged to no process."""
+    source = """
+    import os, socket, time
+    kept = [socket.socketpair() for _ in range(15)]
+    """
+    assert run(kernel, source).state == "ok"
+    assert kernel.peak_mb < 300
+    flood = """
+    for _ in range(4):
+        if os.fork() == 0:
+            kept += [socket.socketpair() for _ in range(210)]
+            time.sleep(100)
+    time.sleep(20)
+    """
+    assert run(kernel, flood).state == "lost"
+    assert kernel.lost.startswith("memory: ")
 
 
 def test_forks_have_a_limit(kernel):
@@ -449,6 +485,23 @@ def test_forged_idle_and_reply_shorten_only_their_own_cell(forger):
     second = run(forger, "print('second')")
     assert (second.state, printed(second)) == ("ok", "second\n")
     assert "forged message" in kinds(forger)
+
+
+def test_of_what_a_forger_says_little_is_kept(forger):
+    outcome = run(
+        forger,
+        """
+        for i in range(5):
+            tell("status", execution_state="x" * 100_000 + str(i)); tell("status", execution_state={"x": [i]})
+            real(way[0], f"{i}" * 50_000, {}, parent=kernel.get_parent("shell"), ident=way[1])
+        iopub.send_multipart([b"<IDS|MSG>", b"x" * 1_000_000, b"{}", b"{}", b"{}", b"{}"])
+        """,
+    )
+    assert outcome.state == "ok"
+    assert alive(forger)
+    assert all(words <= {"execute_reply", "busy", "idle"} for words in forger._seen.values())
+    assert kinds(forger) == {"malformed message", "forged message"}
+    assert all(len(flag.evidence) <= 1000 for flag in forger.flags)
 
 
 def test_answers_to_other_names_are_ignored(forger):

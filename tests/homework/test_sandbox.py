@@ -117,6 +117,18 @@ def test_a_process_that_cannot_be_read_counts_with_all_it_maps(tmp_path, monkeyp
     assert sandbox._memory(str(tmp_path)) == 100 * 4096
 
 
+def test_sockets_beyond_a_usual_number_count_as_if_they_were_full(tmp_path):
+    def write(used, tcp, tcp6):
+        (tmp_path / "sockstat").write_text(f"sockets: used {used}\nTCP: inuse {tcp} orphan 0 tw 0\nFRAG: inuse 9 x 0\n")
+        (tmp_path / "sockstat6").write_text(f"TCP6: inuse {tcp6}\nUDP6: inuse 90\n")
+        return sandbox._sockets_mb(str(tmp_path))
+
+    assert write(40, 6, 2) == 0
+    assert write(164, 6, 2) == 50
+    assert write(40, 6, 4) == 72
+    assert sandbox._sockets_mb(str(tmp_path / "gone")) == 0
+
+
 class Fake:
     """A sandbox of which only the processes can be counted quickly."""
 
@@ -137,6 +149,21 @@ def test_the_watchdog_kills_what_uses_too_much(usage, killed):
     assert dog.look() == (usage is not None and not killed)
     assert fake.killed == killed == bool(reasons)
     assert dog.peak_mb == (usage.memory_mb if usage else 0)
+
+
+@pytest.mark.parametrize(
+    ("cost", "pause", "killed"), [(0.003, 0.1, False), (0.1, 0.3, False), (1.9, 0.5, False), (2.1, None, True)]
+)
+def test_a_look_is_followed_by_a_bounded_pause_and_a_costly_one_is_the_last(monkeypatch, cost, pause, killed):
+    """By processor time: on a busy machine every look is long."""
+    fake, reasons, pauses, clock = Fake(Usage(1, 1, 1, 1)), [], [], iter([5.0, 5.0 + cost])
+    dog = Watchdog(fake, Limits(), reasons.append)
+    monkeypatch.setattr(time, "thread_time", lambda: next(clock))
+    monkeypatch.setattr(dog._stop_now, "wait", lambda seconds: pauses.append(round(seconds, 6)) or True)
+    dog.run()
+    assert pauses == ([pause] if pause else [])
+    assert fake.killed == killed
+    assert reasons == (["memory: 2.1 s of processor time to count it; at most 2"] if killed else [])
 
 
 def test_the_watchdog_ends_with_the_time():

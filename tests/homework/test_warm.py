@@ -246,6 +246,24 @@ def test_system_calls_that_lead_out_are_refused(kernel):
     assert {name: answer for name, answer in answers.items() if answer != [-1, 1]} == {}
 
 
+def test_a_sockets_buffer_keeps_its_size_and_other_options_are_set(kernel):
+    sizes = told(
+        kernel,
+        """
+        import json, socket
+        names = [(socket.SOL_SOCKET, socket.SO_SNDBUF), (socket.SOL_SOCKET, socket.SO_RCVBUF)]
+        names += [(socket.SOL_SOCKET, socket.SO_KEEPALIVE), (socket.IPPROTO_TCP, 7), (socket.IPPROTO_TCP, 8)]
+        with socket.socket() as one:
+            before = [one.getsockopt(*name) for name in names]
+            for name, value in zip(names, (1 << 17, 1 << 17, 1, 3, 11)): one.setsockopt(*name, value)
+            print(json.dumps([before, [one.getsockopt(*name) for name in names]]))
+        """,
+    )
+    before, after = sizes
+    assert after[:2] == before[:2]
+    assert after[2:] == [1, 3, 11]
+
+
 def test_nobody_becomes_another(kernel):
     results = told(
         kernel,
