@@ -27,6 +27,7 @@ MOST_DEPTH = 3  # archives in archives
 MOST_PARTS = 32  # folders in folders
 MOST_RATIO = 200  # of what comes out to what went in; text of notebooks stays below 50
 FREE_RATIO = MIB  # that may come out at any ratio
+MOST_TOGETHER, MOST_TOGETHER_MEMBERS = 512 * MIB, 20_000  # of archives, and of their members, that stay open
 COMMON_RATIO = 50  # of what all submissions in one file read together to its size: they may be one stranger's making
 FREE_COMMON, FREE_TOLD = 64 * MIB, 32 * MIB  # that they, and what says who made them, may read at any ratio
 MOST_ZIP_REQUEST = 4 * MIB  # at once: zipfile reads its directory whole, 50 bytes or more a member
@@ -75,9 +76,9 @@ class Common:
 
     def __init__(self, packed: int):
         more = COMMON_RATIO * packed
-        self.kept = Budget(min(512 * MIB, FREE_COMMON + more), 20_000)
-        self.told = Budget(min(512 * MIB, FREE_TOLD + more), 20_000)
-        self.left = Budget(FREE_COMMON + more, 20_000)
+        self.kept = Budget(min(MOST_TOGETHER, FREE_COMMON + more), MOST_TOGETHER_MEMBERS)
+        self.told = Budget(min(MOST_TOGETHER, FREE_TOLD + more), MOST_TOGETHER_MEMBERS)
+        self.left = Budget(FREE_COMMON + more, MOST_TOGETHER_MEMBERS)
         self.divide(1)
 
     def divide(self, submissions: int) -> None:

@@ -36,6 +36,7 @@ from course.files import zipped
 from course.homework.archives import (
     MIB,
     MOST_DEPTH,
+    MOST_TOGETHER_MEMBERS,
     OTHER_SUFFIXES,
     SUFFIXES,
     Budget,
@@ -393,7 +394,8 @@ class _Sorter:
         depth = around.depth
         try:
             # For a folder on disk, enough for some thousands of submissions.
-            told = _read_metadata(metadata, around.common.told if around.common else Budget(256 * MIB, 20_000))
+            budget = around.common.told if around.common else Budget(256 * MIB, MOST_TOGETHER_MEMBERS)
+            told = _read_metadata(metadata, budget)
         except Exception as error:  # YAML's parser, and whatever an export has in unexpected places
             flag = Flag("unreadable", evidence=plain(f"{metadata.trail}: {type(error).__name__}: {error}"))
             return [_Parcel(None, plain(place.trail), [place], depth, flags=[flag]) for place in places]

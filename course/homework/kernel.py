@@ -43,7 +43,6 @@ KERNEL = (  # what a kernel imports anyway
 COURSE = ("torch", "matplotlib.pyplot", "matplotlib.backends.backend_agg", "companion.exercises.checking")
 HANDSHAKE_SECONDS = 30
 MOST_FLAGS = 20
-MOST_EVIDENCE = 1000  # characters of one flag
 MOST_PIXELS = 50_000_000  # of one picture
 SMALLEST = 200  # bytes that an output counts for, however small
 ONCE = ("execute_reply", "busy", "idle")  # what a kernel says of every cell
@@ -291,7 +290,7 @@ class Kernel:
 
     def _flag(self, kind: str, evidence: str) -> None:
         """Once for each kind and evidence, and not without end."""
-        flag = Flag(kind, evidence=_text(evidence, MOST_EVIDENCE))
+        flag = Flag(kind, evidence=_clean(evidence))
         with self._lock:
             if flag not in self.flags and len(self.flags) < MOST_FLAGS:
                 self.flags.append(flag)

@@ -13,7 +13,7 @@ from course.homework.sources import Assignment, Problem, Test, hidden_seed
 
 SECRET = "rehearsal"
 KEPT_BY_WRONG = 0.5  # a wrong answer may keep at most this share of its problem's points
-MOST_RECORDED = 300_000  # bytes of values beside a notebook, all checks together
+MOST_OF_CHECK = 75_000  # bytes of values that one check hands out; `editions` bounds all together
 
 
 def rehearse(assignment: Assignment, secret: str = SECRET, only: str | None = None) -> list[str]:
@@ -84,5 +84,5 @@ def _records(problem: Problem, check: Test, public: dict, hidden: dict) -> Itera
             "the public values pass as hidden ones, so that handing them in would do; rule: let the generator draw the "
             "inputs (of a sampler, the law's parameters too), or say `sealed: true`"
         )
-    if not check.sealed and len(json.dumps(public)) > MOST_RECORDED // 4:
-        yield f"the public values take {len(json.dumps(public)) // 1000} kB; rule: at most {MOST_RECORDED // 4000}"
+    if not check.sealed and (size := len(json.dumps(public))) > MOST_OF_CHECK:
+        yield f"the public values take {size // 1000} kB; rule: at most {MOST_OF_CHECK // 1000}"
